@@ -1,0 +1,94 @@
+// Package iapmesh_test holds the rules of the whole module that a compiler does not: who may import whom, and the few
+// habits of CONTRIBUTING.md that a program can check. It needs nothing but the source, so `make test` runs it everywhere.
+package iapmesh_test
+
+import (
+	"os"
+	"testing"
+)
+
+const module = "github.com/iapmesh/iapmesh"
+
+// The two that nearly everything uses.
+const (
+	fault = "internal/fault"
+	proto = "proto/iapmesh/v1"
+)
+
+// mayImport is the table: the packages of this module that a package's code may import directly, beside anyFrom.
+// A package without a row fails. To add one, give it a row where it stands in the order, below what uses it; to widen a row,
+// ask first whether the import points down: the domain knows nothing of engines, wires or servers.
+// "x/..." stands for x and everything below it.
+var mayImport = map[string][]string{
+	// The domain: no I/O.
+	"internal/fault":    {},
+	"internal/identity": {fault},
+	"internal/revision": {fault},
+	proto:               {},
+	"keyring":           {fault, "internal/identity"},
+	"keyring/seal":      {"keyring", fault},
+	"policy":            {fault, "internal/identity"},
+	"audit":             {fault, "internal/identity"},
+
+	// Adapters: disks, wires, engines.
+	"audit/spool":       {"audit", proto, fault},
+	"audit/collect":     {"audit", proto, fault},
+	"cluster/store":     {fault},
+	"cluster/storetest": {"cluster/store", fault},
+	"cluster/peer":      {"keyring", fault},
+	"cluster/raftstore": {"cluster/store", "cluster/peer", "keyring/seal", proto, fault},
+	"cluster/etcdstore": {"cluster/store", "cluster/peer", "keyring/seal", proto, fault},
+	"cluster/replica":   {"cluster/store", "cluster/peer", "keyring/seal", proto, fault},
+	"cluster/gossip":    {fault, proto},
+	"cluster/enroll":    {"keyring", "keyring/seal", "cluster/peer", proto, fault},
+	"internal/dev/ca":   {fault},
+	"internal/dev/page": {fault},
+	"internal/dev/app":  {"internal/dev/...", proto, fault},
+	"internal/dev/idp":  {"internal/dev/...", proto, fault},
+	"internal/depskeep": {},
+	"node/resource":     {"policy", fault, "internal/identity"},
+	"node/state":        {proto, "cluster/store", "keyring", "policy", "node/resource", fault},
+	"node/session":      {"node/state", "keyring", "internal/identity", fault},
+	"node/login":        {"node/session", "node/state", "policy", "audit", "audit/spool", "internal/identity", fault},
+	"node/proxy":        {"node/session", "node/state", "policy", "audit", "audit/spool", "internal/identity", fault},
+	"node/tunnel":       {"node/session", "node/state", "policy", "audit", "audit/spool", "internal/identity", fault},
+	"node/control":      {"node/state", "node/resource", "cluster/store", "cluster/enroll", "keyring", "keyring/seal", "policy", "audit", fault},
+	"node/admin":        {"node/control", "node/state", "node/resource", "audit/collect", proto, fault},
+	"node/console":      {"node/control", "node/state", "audit/collect", proto, fault},
+
+	// The whole.
+	"node": {
+		fault, proto, "internal/identity", "keyring", "keyring/seal", "policy", "audit", "audit/spool", "audit/collect",
+		"cluster/store", "cluster/peer", "cluster/raftstore", "cluster/etcdstore", "cluster/replica", "cluster/gossip", "cluster/enroll",
+		"node/resource", "node/state", "node/session", "node/login", "node/proxy", "node/tunnel", "node/control", "node/admin", "node/console",
+	},
+	"node/nodetest": {"node", "internal/dev/..."},
+	"cmd/iapmesh":   {"node", "internal/dev/...", proto, fault},
+	"e2e":           {"internal/dev/...", proto, fault}, // it drives the binary, as a user does
+	".":             {},
+}
+
+// anyFrom may be imported by every package: the one type that names a state of the mesh.
+var anyFrom = []string{"internal/revision"}
+
+// testsFrom may be imported by every test, beside what its package imports and all that lies below that.
+var testsFrom = []string{fault, proto, "internal/identity", "internal/dev/...", "cluster/storetest", "node/nodetest"}
+
+// unchecked holds module requirements while the packages that need them are written; it goes away with them.
+var unchecked = []string{"internal/depskeep"}
+
+func TestArchitecture(t *testing.T) {
+	t.Parallel()
+	tree, err := readTree(os.DirFS("."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rule := range rules {
+		t.Run(rule.name, func(t *testing.T) {
+			t.Parallel()
+			for _, finding := range rule.check(tree) {
+				t.Error(finding)
+			}
+		})
+	}
+}
