@@ -1,0 +1,85 @@
+// Package page renders the HTML of the development provider and applications: one look, light and dark, no script, and a
+// content security policy that allows the page's own style by its hash and nothing else.
+package page
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"html/template"
+	"net/http"
+	"strings"
+)
+
+const style = `:root{color-scheme:light dark;--bg:#f5f6f8;--card:#fff;--ink:#16191d;--soft:#59626e;--line:#d9dee4;--accent:#0b57d0;--on:#fff;--bad:#b3261e;--badbg:#fdecea;--good:#146c2e}
+@media(prefers-color-scheme:dark){:root{--bg:#101317;--card:#191d23;--ink:#e7eaee;--soft:#a3adb9;--line:#323a44;--accent:#8ab4f8;--on:#0b1a33;--bad:#ffb4ab;--badbg:#3b1513;--good:#7fd99a}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,sans-serif;padding:6vh 1rem 3rem}
+main{max-width:44rem;margin:0 auto;background:var(--card);border:1px solid var(--line);border-radius:14px;padding:2rem}
+main.narrow{max-width:27rem}
+h1{font-size:1.5rem;line-height:1.25;margin:0 0 .5rem}
+h2{font-size:1rem;margin:1.75rem 0 .5rem}
+p{margin:.5rem 0}
+.soft{color:var(--soft)}
+.tag{display:inline-block;border:1px solid var(--line);border-radius:99px;padding:0 .6rem;font-size:.85rem;color:var(--soft)}
+.good{color:var(--good)}
+.bad{color:var(--bad)}
+.alert{background:var(--badbg);color:var(--bad);border-radius:8px;padding:.6rem .9rem;margin:1rem 0}
+label{display:block;font-weight:600;margin:1rem 0 .25rem}
+input{width:100%;font:inherit;color:inherit;background:transparent;border:1px solid var(--soft);border-radius:8px;padding:.6rem .75rem}
+button{width:100%;font:inherit;font-weight:600;margin-top:1.25rem;border:0;border-radius:8px;padding:.7rem;background:var(--accent);color:var(--on);cursor:pointer}
+a{color:var(--accent)}
+:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:.95rem}
+th,td{text-align:left;padding:.45rem .75rem .45rem 0;border-top:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+thead th{border-top:0;color:var(--soft);font-weight:500}
+td.num,th.num{text-align:right;padding-right:0;font-variant-numeric:tabular-nums}
+nav{display:flex;flex-wrap:wrap;gap:.4rem 1.25rem;margin-top:1.75rem;padding-top:1rem;border-top:1px solid var(--line)}
+code{font:.9em ui-monospace,monospace;overflow-wrap:anywhere}`
+
+const frame = `<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{template "title" .}}</title><style>` + style + `</style></head>
+<body>{{template "body" .}}</body></html>
+`
+
+// Template is a page: a body within the common frame.
+type Template struct{ html *template.Template }
+
+// Parse makes a page of html/template text that defines "title" and "body"; it panics on a mistake in it, as template.Must
+// does, for the text is part of the program.
+func Parse(text string) Template {
+	t := template.Must(template.New("page").Funcs(template.FuncMap{"join": strings.Join}).Parse(frame))
+	return Template{html: template.Must(t.Parse(text))}
+}
+
+// Write answers with the page. A form on it may be submitted to the origins in formAction only, and so may no later redirect
+// of that submission lead elsewhere: browsers apply form-action to the whole chain.
+func (t Template) Write(w http.ResponseWriter, status int, data any, formAction ...string) {
+	var out bytes.Buffer
+	if err := t.html.Execute(&out, data); err != nil {
+		http.Error(w, "render page: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", policy(formAction))
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "same-origin") // no-referrer would send form posts with Origin: null
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(out.Bytes()) // the client has gone: nobody is left to tell
+}
+
+// Wanted reports whether the client asked for a page rather than for data.
+func Wanted(r *http.Request) bool { return strings.Contains(r.Header.Get("Accept"), "text/html") }
+
+func policy(formAction []string) string {
+	sum := sha256.Sum256([]byte(style))
+	if len(formAction) == 0 {
+		formAction = []string{"'none'"}
+	}
+	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
+		"'; form-action " + strings.Join(formAction, " ") + "; base-uri 'none'; frame-ancestors 'none'"
+}
