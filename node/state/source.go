@@ -1,0 +1,122 @@
+package state
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/iapmesh/iapmesh/cluster/store"
+	"github.com/iapmesh/iapmesh/internal/revision"
+)
+
+// watcher is what a Source needs of the store.
+type watcher interface {
+	Watch(ctx context.Context, after store.Revision) iter.Seq2[store.Change, error]
+}
+
+// Source follows a store and publishes a View for each change. Run must run; Load, Wait and Changed are for everybody.
+type Source struct {
+	store   watcher
+	logger  *slog.Logger
+	onView  []func(*View)
+	view    atomic.Pointer[View]
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at each view; guarded by mu
+	problem atomic.Pointer[string]
+}
+
+// NewSource makes a Source. onView are called in order, by Run, with each view just after it was published.
+func NewSource(s watcher, logger *slog.Logger, onView ...func(*View)) *Source {
+	return &Source{store: s, logger: logger, onView: onView, changed: make(chan struct{})}
+}
+
+// Load returns the newest view; nil before the first.
+func (s *Source) Load() *View { return s.view.Load() }
+
+// Revision is the newest view's; zero before the first.
+func (s *Source) Revision() revision.Revision {
+	if v := s.Load(); v != nil {
+		return v.Revision
+	}
+	return revision.Revision{}
+}
+
+// Changed returns a channel that closes when a view newer than the one that Load returns now is published. Take it before Load.
+func (s *Source) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// Wait returns the first view for which ok holds.
+func (s *Source) Wait(ctx context.Context, ok func(*View) bool) (*View, error) {
+	for {
+		changed := s.Changed()
+		if v := s.Load(); v != nil && ok(v) {
+			return v, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for a view: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// WaitRevision returns a view that includes at.
+func (s *Source) WaitRevision(ctx context.Context, at revision.Revision) (*View, error) {
+	return s.Wait(ctx, func(v *View) bool { return !v.Revision.Before(at) })
+}
+
+// Problem says why the newest manifest is not in force; empty while it is.
+func (s *Source) Problem() string {
+	if p := s.problem.Load(); p != nil {
+		return *p
+	}
+	return ""
+}
+
+// Run follows the store until ctx ends or the store closes.
+func (s *Source) Run(ctx context.Context) error {
+	var b builder
+	for change, err := range s.store.Watch(ctx, store.Revision{}) {
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("follow the state: %w", err)
+		}
+		v, configErr := b.apply(change)
+		for _, err := range b.takeProblems() {
+			s.logger.Error("record not understood", "revision", change.Revision.String(), "error", err)
+		}
+		s.report(configErr, change)
+		s.publish(v)
+	}
+	return nil
+}
+
+func (s *Source) report(err error, c store.Change) {
+	if err == nil {
+		s.problem.Store(nil)
+		return
+	}
+	text := err.Error()
+	if old := s.problem.Swap(&text); old == nil || *old != text {
+		s.logger.Error("configuration not in force", "revision", c.Revision.String(), "error", err)
+	}
+}
+
+func (s *Source) publish(v *View) {
+	s.view.Store(v)
+	s.mu.Lock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+	s.mu.Unlock()
+	for _, f := range s.onView {
+		f(v)
+	}
+}
