@@ -41,6 +41,7 @@ var mayImport = map[string][]string{
 	"cluster/replica":   {"cluster/store", "cluster/peer", "keyring/seal", proto, fault},
 	"cluster/gossip":    {fault, proto},
 	"cluster/enroll":    {"keyring", "keyring/seal", "cluster/peer", proto, fault},
+	"internal/dev":      {"internal/dev/...", proto, fault},
 	"internal/dev/ca":   {fault},
 	"internal/dev/page": {fault},
 	"internal/dev/app":  {"internal/dev/...", proto, fault},
