@@ -1,0 +1,132 @@
+package policy
+
+import (
+	"fmt"
+	"iter"
+	"slices"
+
+	"github.com/cedar-policy/cedar-go"
+	"github.com/cedar-policy/cedar-go/types"
+)
+
+// anyone is the principal of a request without a session.
+var anyone = types.NewEntityUID(typeAnonymous, "anyone") // never written
+
+// Decide answers a request. It is pure, does no I/O, never panics, and is safe for concurrent use. A request that is
+// incomplete (unknown route, no subject and not anonymous, no time, no source address, a path that is not canonical …) is
+// refused without being evaluated; Decision.Reason then begins with "refused".
+func (s *Set) Decide(r *Request) (d Decision) {
+	defer func() {
+		if p := recover(); p != nil {
+			d = Decision{Reason: "policy error", Errors: []string{fmt.Sprintf("engine: %v", p)}}
+		}
+	}()
+	rt, why := s.admit(r)
+	if why != "" {
+		return Decision{Reason: "refused: " + why}
+	}
+	return s.evaluate(r, rt, rt.slice(), rt.needs)
+}
+
+// admit finds the route, or says why the request cannot be evaluated.
+func (s *Set) admit(r *Request) (*route, string) {
+	if s == nil || r == nil {
+		return nil, "no policy or no request"
+	}
+	rt, ok := s.routes[r.Route]
+	switch {
+	case !ok:
+		return nil, "unknown route"
+	case r.Suspended:
+		return nil, "suspended"
+	case r.Anonymous && (r.Principal.Subject != "" || len(r.Principal.Groups) > 0 || r.Principal.Email != ""):
+		return nil, "both anonymous and known"
+	case !r.Anonymous && r.Principal.Validate() != nil:
+		return nil, "no valid subject"
+	case r.Now.IsZero():
+		return nil, "no time"
+	case !r.SourceIP.IsValid():
+		return nil, "no source address"
+	case r.Region == "" || s.regions != nil && !s.regions[r.Region]:
+		return nil, "unknown region"
+	case (r.Method != "") == (r.TCPPort != 0):
+		return nil, "neither a method nor a port, or both"
+	case r.Method == "" && (r.TCPPort < 0 || r.TCPPort > 65535):
+		return nil, "no valid port"
+	case r.Method != "" && checkPath(r.Path) != "":
+		return nil, "path: " + checkPath(r.Path)
+	case r.Method != "" && r.Host == "":
+		return nil, "no host"
+	}
+	return rt, ""
+}
+
+// slice yields the policies that can apply to the route, as cedar.PolicyIterator wants them.
+func (rt *route) slice() policies {
+	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
+		for _, b := range rt.buckets {
+			for _, r := range b.rules {
+				if !yield(cedar.PolicyID(r.id), r.cedar) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// policies adapts an iterator to cedar.PolicyIterator.
+type policies iter.Seq2[cedar.PolicyID, *cedar.Policy]
+
+func (p policies) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
+	return iter.Seq2[cedar.PolicyID, *cedar.Policy](p)
+}
+
+func (s *Set) evaluate(r *Request, rt *route, slice policies, n needs) Decision {
+	req := cedar.Request{
+		Principal: anyone,
+		Action:    types.NewEntityUID(typeAction, "tcp"),
+		Resource:  rt.entity.UID,
+		Context:   s.buildContext(r, n),
+	}
+	if !r.Anonymous {
+		req.Principal = uid(typeUser, r.Principal.Subject)
+	}
+	if r.Method != "" {
+		req.Action.ID = types.String(actionOf(r.Method))
+	}
+	allowed, diag := cedar.Authorize(slice, &entities{set: s, request: r, needs: n, principal: req.Principal, route: &rt.entity}, req)
+
+	d := Decision{Allow: allowed == cedar.Allow}
+	for _, reason := range diag.Reasons {
+		d.Policies = append(d.Policies, string(reason.PolicyID))
+	}
+	failed := ""
+	for _, e := range diag.Errors {
+		id := string(e.PolicyID)
+		d.Errors = append(d.Errors, id+": "+e.Message)
+		if known := s.byID[id]; known != nil && !known.forbid {
+			continue
+		}
+		// Cedar skips what errs. A forbid that was skipped would let through what it was written to stop.
+		if d.Allow {
+			d.Allow, d.Policies = false, nil
+		}
+		d.Policies = append(d.Policies, id)
+		if failed == "" || id < failed {
+			failed = id
+		}
+	}
+	slices.Sort(d.Policies)
+	slices.Sort(d.Errors)
+	switch {
+	case failed != "":
+		d.Reason = "policy error in " + failed
+	case d.Allow:
+		d.Reason = "allowed by " + d.Policies[0]
+	case len(d.Policies) > 0:
+		d.Reason = "forbidden by " + d.Policies[0]
+	default:
+		d.Reason = "default deny"
+	}
+	return d
+}
