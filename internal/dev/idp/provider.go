@@ -98,7 +98,7 @@ func New(c Config) (*Provider, error) {
 			"email", "email_verified", "name", "preferred_username", "groups"},
 	}
 	_, _ = rand.Read(config.CryptoKey[:]) // never returns an error; codes and access tokens end with the process
-	if p.op, err = op.NewProvider(config, store, op.StaticIssuer(c.Issuer)); err != nil {
+	if p.op, err = op.NewProvider(config, store, op.StaticIssuer(c.Issuer), op.WithCORSOptions(nil)); err != nil {
 		return nil, fault.New(fault.Invalid, "development provider: %w", err)
 	}
 	p.handler = p.routes()
