@@ -1,0 +1,154 @@
+package keyring
+
+import (
+	"crypto/ed25519"
+	"slices"
+	"time"
+
+	"github.com/iapmesh/iapmesh/internal/fault"
+)
+
+func keyConflict(k *Key, what string) error {
+	return fault.New(fault.Conflict, "key %s: %s: it is %s", k.ID, what, k.State)
+}
+
+// ActivateKey turns pending into active. Another state is a Conflict.
+func ActivateKey(k Key, now time.Time) (Key, error) {
+	if k.State != KeyPending {
+		return k, keyConflict(&k, "activate")
+	}
+	k.State = KeyActive
+	k, _ = SweepKey(k, now)
+	return k, nil
+}
+
+// SuspendKey turns active into suspended: no joins until it is resumed. Nodes that have enrolled go on.
+func SuspendKey(k Key, reason string) (Key, error) {
+	if k.State != KeyActive {
+		return k, keyConflict(&k, "suspend")
+	}
+	if err := validText("reason", reason, MaxReason); err != nil {
+		return k, err
+	}
+	k.State, k.Reason = KeySuspended, reason
+	return k, nil
+}
+
+// ResumeKey turns suspended into active, or into expired if its time has passed meanwhile.
+func ResumeKey(k Key, now time.Time) (Key, error) {
+	if k.State != KeySuspended {
+		return k, keyConflict(&k, "resume")
+	}
+	k.State, k.Reason = KeyActive, ""
+	k, _ = SweepKey(k, now)
+	return k, nil
+}
+
+// SweepKey does what time does: active → expired or exhausted, retiring → retired. It reports whether anything changed.
+func SweepKey(k Key, now time.Time) (Key, bool) {
+	switch {
+	case k.State == KeyActive && over(k.ExpiresAt, now):
+		k.State = KeyExpired
+	case k.State == KeyActive && k.usedUp():
+		k.State = KeyExhausted
+	case k.State == KeyRetiring && over(k.GraceUntil, now):
+		k.State = KeyRetired
+	default:
+		return k, false
+	}
+	return k, true
+}
+
+// RotateRequest asks for a successor.
+type RotateRequest struct {
+	SuccessorPublicKey ed25519.PublicKey
+	Grace              time.Duration // for how long the predecessor still admits; 0: no longer
+	TTL                time.Duration // of the successor; 0: as long as the predecessor's
+	By                 string
+	Now                time.Time
+}
+
+// RotateKey makes the key's successor, of the same name and scope with all uses before it, and sends the key into retirement.
+// Only active, exhausted and expired keys rotate.
+func RotateKey(k Key, r RotateRequest) (predecessor, successor Key, err error) {
+	switch k.State {
+	case KeyActive, KeyExhausted, KeyExpired:
+	default:
+		return k, Key{}, keyConflict(&k, "rotate")
+	}
+	if r.Grace < 0 || r.Grace > MaxGrace {
+		return k, Key{}, fault.New(fault.Invalid, "grace: %v, want at most %v", r.Grace, MaxGrace)
+	}
+	ttl := r.TTL
+	if ttl == 0 {
+		ttl = k.ExpiresAt.Sub(k.NotBefore)
+	}
+	successor, err = IssueKey(KeyRequest{
+		PublicKey: r.SuccessorPublicKey, Name: k.Name, Grants: k.Grants, Regions: k.Regions, RouteSelector: k.RouteSelector,
+		SourceCIDRs: k.SourceCIDRs, TTL: ttl, MaxUses: &k.MaxUses, MaxActive: k.MaxActive, By: r.By, Now: r.Now,
+	})
+	if err != nil {
+		return k, Key{}, err
+	}
+	if successor.ID == k.ID {
+		return k, Key{}, fault.New(fault.Invalid, "successor_public_key: key %s cannot succeed itself", k.ID)
+	}
+	successor.Predecessor, k.Successor, k.GraceUntil = k.ID, successor.ID, r.Now.Add(r.Grace)
+	k.State = KeyRetiring
+	if r.Grace == 0 {
+		k.State = KeyRetired
+	}
+	return k, successor, nil
+}
+
+// RevokeRequest says how a key is revoked.
+type RevokeRequest struct {
+	Cascade  Cascade
+	Reason   string
+	ByHolder bool // by proof of holding the key: keep only
+	Now      time.Time
+}
+
+// strength orders the cascades; 0 is none of them.
+func (c Cascade) strength() int {
+	return slices.Index([]Cascade{CascadeKeep, CascadeQuarantine, CascadeKill}, c) + 1
+}
+
+// RevokeKey revokes the key, for good, and returns the nodes under it that change, as they are to be written: the blast radius.
+// under is Snapshot.NodesUnder. A key that is revoked already may be revoked again with the same or a stronger cascade; its time
+// and the reason first given stay.
+func RevokeKey(k Key, under []*Node, r RevokeRequest) (Key, []Node, error) {
+	switch {
+	case r.Cascade.strength() == 0:
+		return k, nil, fault.New(fault.Invalid, "cascade %.40q: want keep, quarantine or kill", string(r.Cascade))
+	case r.ByHolder && r.Cascade != CascadeKeep:
+		return k, nil, fault.New(fault.Denied, "key %s: whoever holds it may revoke it with cascade keep only", k.ID)
+	case k.State == KeyRevoked && r.Cascade.strength() < k.Cascade.strength():
+		return k, nil, fault.New(fault.Conflict, "key %s: already revoked with cascade %s", k.ID, k.Cascade)
+	}
+	if err := validText("reason", r.Reason, MaxReason); err != nil {
+		return k, nil, err
+	}
+	if k.State != KeyRevoked {
+		k.State, k.RevokedAt, k.Reason = KeyRevoked, r.Now, r.Reason
+	}
+	k.Cascade = r.Cascade
+	var changed []Node
+	for _, n := range under {
+		if after, ok := cascadeTo(*n, r.Cascade, "key "+k.ID+" revoked", r.Now); ok {
+			changed = append(changed, after)
+		}
+	}
+	slices.SortFunc(changed, func(a, b Node) int { return compareID(a.ID, b.ID) })
+	return k, changed, nil
+}
+
+func cascadeTo(n Node, c Cascade, reason string, now time.Time) (Node, bool) {
+	switch {
+	case c == CascadeQuarantine && n.Trusted():
+		return n.to(NodeQuarantined, reason, now), true
+	case c == CascadeKill && n.State != NodeRevoked:
+		return n.to(NodeRevoked, reason, now), true
+	}
+	return n, false
+}

@@ -1,0 +1,135 @@
+package keyring
+
+import (
+	"slices"
+
+	"github.com/iapmesh/iapmesh/internal/fault"
+)
+
+// The lookups here scan: operators and the leader ask, never a request. Results are sorted by id.
+
+// NodesUnder returns the nodes that a key is answerable for: those that first joined under it, whatever they are bound to since,
+// and those bound to it. A key's revocation cascades to all of them.
+func (s *Snapshot) NodesUnder(key string) []*Node {
+	return s.nodesWhere(func(n *Node) bool { return n.ProvisioningKey == key || n.BoundKey == key })
+}
+
+// CountActive counts the nodes bound to a key that take a place under its max_active: neither departed nor revoked.
+func (s *Snapshot) CountActive(key string) int {
+	return len(s.nodesWhere(func(n *Node) bool {
+		return n.BoundKey == key && n.State != NodeDeparted && n.State != NodeRevoked
+	}))
+}
+
+// ControlNodes returns the trusted nodes with role control.
+func (s *Snapshot) ControlNodes() []*Node {
+	return s.nodesWhere(func(n *Node) bool { return n.Trusted() && n.HasRole(RoleControl) })
+}
+
+// TrustedNodes returns the nodes that may speak at all.
+func (s *Snapshot) TrustedNodes() []*Node { return s.nodesWhere((*Node).Trusted) }
+
+// NodeByJoinID returns the node that a join made; nil if there is none.
+func (s *Snapshot) NodeByJoinID(joinID string) *Node {
+	for _, n := range s.Nodes {
+		if joinID != "" && n.JoinID == joinID {
+			return n
+		}
+	}
+	return nil
+}
+
+func (s *Snapshot) nodesWhere(keep func(*Node) bool) []*Node {
+	var out []*Node
+	for _, n := range s.Nodes {
+		if keep(n) {
+			out = append(out, n)
+		}
+	}
+	slices.SortFunc(out, func(a, b *Node) int { return compareID(a.ID, b.ID) })
+	return out
+}
+
+// FindKey returns the key with that id or, if no other key in use shares it, that name: of keys that succeeded each other, the
+// last. NotFound, or Conflict if the name is ambiguous.
+func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
+	if k := s.Keys[idOrName]; k != nil {
+		return k, nil
+	}
+	var current, gone []*Key
+	for _, k := range s.Keys {
+		switch {
+		case k.Name != idOrName || idOrName == "":
+		case k.Successor != "" || k.State == KeyRevoked:
+			gone = append(gone, k)
+		default:
+			current = append(current, k)
+		}
+	}
+	if len(current) == 0 {
+		current = gone
+	}
+	switch len(current) {
+	case 0:
+		return nil, fault.New(fault.NotFound, "key %.80q: no key has this id or name", idOrName)
+	case 1:
+		return current[0], nil
+	}
+	return nil, fault.New(fault.Conflict, "key %.80q: %d keys have this name; give the id", idOrName, len(current))
+}
+
+// ActiveSessionKey returns the key that a node signs sessions with; nil if there is none.
+func (s *Snapshot) ActiveSessionKey(node string) *SigningKey {
+	return s.activeKey(SigningKey{Kind: SigningSession, Node: node})
+}
+
+// ActiveAssertionKey returns the key that signs assertions for a region and selector; nil if there is none.
+func (s *Snapshot) ActiveAssertionKey(region, selector string) *SigningKey {
+	return s.activeKey(SigningKey{Kind: SigningAssertion, Region: region, RouteSelector: selector})
+}
+
+func (s *Snapshot) activeKey(slot SigningKey) *SigningKey {
+	for _, k := range s.SigningKeys {
+		if k.State == SigningActive && k.SameSlot(&slot) {
+			return k
+		}
+	}
+	return nil
+}
+
+// VerifyingKeys returns the keys of a kind whose tokens count, announced ones included: what a key set publishes.
+func (s *Snapshot) VerifyingKeys(kind SigningKind) []*SigningKey {
+	return s.signingWhere(func(k *SigningKey) bool { return k.Kind == kind && k.Verifies() })
+}
+
+// ActiveSigningKeys returns the keys of a kind that sign.
+func (s *Snapshot) ActiveSigningKeys(kind SigningKind) []*SigningKey {
+	return s.signingWhere(func(k *SigningKey) bool { return k.Kind == kind && k.State == SigningActive })
+}
+
+// SigningKeysOf returns a node's session keys, of every state.
+func (s *Snapshot) SigningKeysOf(node string) []*SigningKey {
+	return s.signingWhere(func(k *SigningKey) bool { return k.Kind == SigningSession && k.Node == node })
+}
+
+func (s *Snapshot) signingWhere(keep func(*SigningKey) bool) []*SigningKey {
+	var out []*SigningKey
+	for _, k := range s.SigningKeys {
+		if keep(k) {
+			out = append(out, k)
+		}
+	}
+	slices.SortFunc(out, func(a, b *SigningKey) int { return compareID(a.KID, b.KID) })
+	return out
+}
+
+// ActiveAuthority returns the authority that issues; nil if there is none. Should two be active, the newer.
+func (s *Snapshot) ActiveAuthority() *Authority {
+	var best *Authority
+	for _, a := range s.Authorities {
+		if a.State == AuthorityActive && (best == nil || a.CreatedAt.After(best.CreatedAt)) {
+			best = a
+		}
+	}
+	return best
+}

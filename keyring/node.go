@@ -1,0 +1,132 @@
+package keyring
+
+import (
+	"strings"
+	"time"
+
+	"github.com/iapmesh/iapmesh/internal/fault"
+)
+
+// After how long a silent node changes state.
+const (
+	UnconfirmedAfter = 10 * time.Minute   // enrolled → departed, its use returned
+	LapseAfter       = 24 * time.Hour     // active → lapsed
+	DepartAfter      = 7 * 24 * time.Hour // lapsed → departed
+)
+
+func (n Node) to(s NodeState, reason string, now time.Time) Node {
+	n.State, n.Reason, n.StateSince = s, reason, now
+	return n
+}
+
+// toFor is to, for a reason that somebody wrote.
+func (n Node) toFor(s NodeState, reason string, now time.Time) (Node, error) {
+	if err := validText("reason", reason, MaxReason); err != nil {
+		return n, err
+	}
+	return n.to(s, reason, now), nil
+}
+
+func nodeConflict(n *Node, what string) error {
+	return fault.New(fault.Conflict, "node %s: %s: it is %s since %s", n.ID, what, n.State, stamp(n.StateSince))
+}
+
+// ConfirmNode turns enrolled into active. An active node stays as it is, so that a lost reply does no harm.
+func ConfirmNode(n Node, now time.Time) (Node, error) {
+	switch n.State {
+	case NodeActive:
+		return n, nil
+	case NodeEnrolled:
+		return n.to(NodeActive, "", now), nil
+	}
+	return n, nodeConflict(&n, "confirm")
+}
+
+// RecoverNode turns lapsed into active once the node has proved its key again. An active one stays as it is.
+func RecoverNode(n Node, now time.Time) (Node, error) {
+	switch n.State {
+	case NodeActive:
+		return n, nil
+	case NodeLapsed:
+		return n.to(NodeActive, "", now), nil
+	}
+	return n, nodeConflict(&n, "recover")
+}
+
+// DepartNode makes a node depart: it leaves, or an operator says so. A quarantined one cannot leave, because what a departed node
+// has signed still counts.
+func DepartNode(n Node, reason string, now time.Time) (Node, error) {
+	switch {
+	case n.State == NodeDeparted:
+		return n, nil
+	case !n.Trusted():
+		return n, nodeConflict(&n, "depart")
+	}
+	return n.toFor(NodeDeparted, reason, now)
+}
+
+// QuarantineNode cuts a node off until an operator releases it.
+func QuarantineNode(n Node, reason string, now time.Time) (Node, error) {
+	switch {
+	case n.State == NodeQuarantined:
+		return n, nil
+	case !n.Trusted():
+		return n, nodeConflict(&n, "quarantine")
+	}
+	return n.toFor(NodeQuarantined, reason, now)
+}
+
+// ReleaseNode turns quarantined into active, on an operator's word.
+func ReleaseNode(n Node, now time.Time) (Node, error) {
+	if n.State != NodeQuarantined {
+		return n, nodeConflict(&n, "release")
+	}
+	return n.to(NodeActive, "", now), nil
+}
+
+// RevokeNode revokes a node, for good, from any state.
+func RevokeNode(n Node, reason string, now time.Time) (Node, error) {
+	if n.State == NodeRevoked {
+		return n, nil
+	}
+	return n.toFor(NodeRevoked, reason, now)
+}
+
+// SweepNode does what silence does. silentSince is when the node was last heard or when the caller began to listen, whichever is
+// later: else a mesh that was off for a week would dismiss all its nodes. returnUse asks for ReturnUse in the same commit.
+func SweepNode(n Node, silentSince, now time.Time) (after Node, changed, returnUse bool) {
+	silent := now.Sub(silentSince)
+	switch {
+	case n.State == NodeEnrolled && now.Sub(n.EnrolledAt) >= UnconfirmedAfter:
+		return n.to(NodeDeparted, "never confirmed", now), true, true
+	case silentSince.IsZero():
+		return n, false, false
+	case n.State == NodeActive && silent >= LapseAfter:
+		return n.to(NodeLapsed, "silent", now), true, false
+	case n.State == NodeLapsed && silent >= DepartAfter:
+		return n.to(NodeDeparted, "silent", now), true, false
+	}
+	return n, false, false
+}
+
+// RebindNode binds an enrolled node, which has proved its key, to the successor of the key that it is bound to. If that one was
+// revoked, only an operator's word for this very node does it. The parent never changes.
+func RebindNode(n Node, from, to Key, operatorSaysSo bool) (Node, error) {
+	switch {
+	case !n.Trusted():
+		return n, nodeConflict(&n, "re-bind")
+	case n.BoundKey != from.ID || to.ID == "" || from.Successor != to.ID || to.Predecessor != from.ID:
+		return n, fault.New(fault.Conflict, "node %s: re-bind: key %s does not succeed %s, to which it is bound", n.ID, to.ID, n.BoundKey)
+	case to.State == KeyRevoked:
+		return n, refuse(&to, "revoked at %s", stamp(to.RevokedAt))
+	case from.State == KeyRevoked && !operatorSaysSo:
+		return n, refuse(&from, "revoked at %s: node %s re-binds on an operator's word only", stamp(from.RevokedAt), n.ID)
+	}
+	n.BoundKey = to.ID
+	return n, nil
+}
+
+// TokensCount reports whether sessions that the node minted still count: also after it has departed, until they expire.
+func (n *Node) TokensCount() bool { return n.Trusted() || n.State == NodeDeparted }
+
+func compareID(a, b string) int { return strings.Compare(a, b) }
