@@ -68,21 +68,26 @@ func (f Frame) Tree() (*Tree, error) {
 
 // AppendFrame appends f's encoding to b.
 func AppendFrame(b []byte, f Frame) []byte {
-	length := uint32(len(f.Body))
+	start := len(b)
+	b = append(b, make([]byte, FrameHeader)...)
+	b = append(b, f.Body...)
+	f.Seal(b[start:])
+	return b
+}
+
+// Seal fills in the header of a frame that lies in b with its body already in place at b[FrameHeader:]; f.Body is not looked at.
+func (f Frame) Seal(b []byte) {
+	length := uint32(len(b) - FrameHeader)
 	switch f.Kind {
 	case CheckpointFrame:
 		length |= checkpointFlag
 	case EdgeFrame:
 		length |= edgeFlag
 	}
-	start := len(b)
-	b = binary.BigEndian.AppendUint32(b, length)
-	b = append(b, 0, 0, 0, 0)
-	b = binary.BigEndian.AppendUint64(b, uint64(f.Run))
-	b = binary.BigEndian.AppendUint64(b, f.Seq)
-	b = append(b, f.Body...)
-	binary.BigEndian.PutUint32(b[start+4:], frameCRC(b[start:]))
-	return b
+	binary.BigEndian.PutUint32(b, length)
+	binary.BigEndian.PutUint64(b[8:], uint64(f.Run))
+	binary.BigEndian.PutUint64(b[16:], f.Seq)
+	binary.BigEndian.PutUint32(b[4:], frameCRC(b))
 }
 
 // DecodeFrame decodes the frame at the beginning of b and returns how many bytes it takes: 0 and no error at the end (zeros, or
@@ -127,4 +132,9 @@ func DecodeFrame(b []byte) (Frame, int, error) {
 func frameCRC(b []byte) uint32 {
 	table := crc32.MakeTable(crc32.Castagnoli) // the standard library's shared table: no cost
 	return crc32.Update(crc32.Update(0, table, b[:4]), table, b[8:])
+}
+
+// bodySize is the length that a header of at least four bytes states.
+func bodySize(head []byte) int {
+	return int(binary.BigEndian.Uint32(head) &^ (checkpointFlag | edgeFlag))
 }
