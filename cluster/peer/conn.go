@@ -13,8 +13,13 @@ type Conn struct {
 	*tls.Conn
 	proto   string
 	state   tls.ConnectionState
-	recheck func(tls.ConnectionState) (PeerInfo, error)
+	cred    *credential // nil: anonymous
+	check   check
 	release func() // stops tracking; idempotent
+}
+
+func newConn(tc *tls.Conn, proto string, cred *credential, c check) *Conn {
+	return &Conn{Conn: tc, proto: proto, state: tc.ConnectionState(), cred: cred, check: c, release: func() {}}
 }
 
 // Proto is the protocol that was negotiated, an ALPN name.
@@ -22,7 +27,7 @@ func (c *Conn) Proto() string { return c.proto }
 
 // Peer says who the peer is by the view of now, not of the handshake: Denied or Unauthenticated once it may no longer speak.
 func (c *Conn) Peer() (PeerInfo, error) {
-	info, err := c.recheck(c.state)
+	info, err := c.check(c.cred)
 	if err != nil {
 		return PeerInfo{}, err
 	}

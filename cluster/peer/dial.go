@@ -82,8 +82,7 @@ func (d *Dialer) shake(ctx context.Context, raw net.Conn, proto, node string) (*
 	if node == "" || proto == ProtoRaft {
 		want.policy = ControlNode
 	}
-	check := func(cs tls.ConnectionState) (PeerInfo, error) { return d.check(cs, want) }
-	c, err := handshake(ctx, raw, proto, d.config.Identity, check)
+	c, err := handshake(ctx, raw, proto, d.config.Identity, d.check(want))
 	if err != nil {
 		d.metrics.dials.WithLabelValues(proto, result(err)).Inc()
 		return nil, err
@@ -96,37 +95,32 @@ func (d *Dialer) shake(ctx context.Context, raw net.Conn, proto, node string) (*
 	return c, nil
 }
 
-func (d *Dialer) check(cs tls.ConnectionState, want requirement) (PeerInfo, error) {
-	leaf, err := leafOf(cs)
-	if err != nil {
-		return PeerInfo{}, err
-	}
-	if d.config.Trust != nil {
-		if view := d.config.Trust.Snapshot(); view != nil {
-			return byRecord(view, leaf, want, d.config.Clock())
+func (d *Dialer) check(want requirement) check {
+	return func(cred *credential) (PeerInfo, error) {
+		if d.config.Trust != nil {
+			if view := d.config.Trust.Snapshot(); view != nil {
+				return byRecord(view, cred, want, d.config.Clock())
+			}
 		}
+		var bundle *Bundle
+		if d.config.Bundle != nil {
+			bundle = d.config.Bundle()
+		}
+		if bundle == nil {
+			return PeerInfo{}, fault.New(fault.Unavailable, "verify server: neither a view of the mesh nor a trust bundle")
+		}
+		return PeerInfo{}, bundle.verify(cred, want.node, d.config.Clock())
 	}
-	var bundle *Bundle
-	if d.config.Bundle != nil {
-		bundle = d.config.Bundle()
-	}
-	if bundle == nil {
-		return PeerInfo{}, fault.New(fault.Unavailable, "verify server: neither a view of the mesh nor a trust bundle")
-	}
-	return PeerInfo{}, bundle.verify(cs, want.node, d.config.Clock())
 }
 
-// handshake does the client's half, verified by check alone, and closes raw on error.
-func handshake(ctx context.Context, raw net.Conn, proto string, id *Identity, check func(tls.ConnectionState) (PeerInfo, error)) (*Conn, error) {
+// handshake does the client's half, verified by verify alone, and closes raw on error.
+func handshake(ctx context.Context, raw net.Conn, proto string, id *Identity, verify check) (*Conn, error) {
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{proto},
 		// The name of a host says nothing about a node; VerifyConnection below, which runs in every handshake, decides.
 		InsecureSkipVerify: true,
-		VerifyConnection: func(cs tls.ConnectionState) error {
-			_, err := check(cs)
-			return err
-		},
+		VerifyConnection:   verify.verifyConnection,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			if cert := id.Certificate(); cert != nil {
 				return cert, nil
@@ -144,5 +138,10 @@ func handshake(ctx context.Context, raw net.Conn, proto string, id *Identity, ch
 		_ = raw.Close()
 		return nil, fault.New(fault.Unavailable, "handshake: the server does not speak %s; does a load balancer end TLS in between?", proto)
 	}
-	return &Conn{Conn: tc, proto: proto, state: cs, recheck: check, release: func() {}}, nil
+	cred, err := read(cs)
+	if err != nil {
+		_ = raw.Close()
+		return nil, err
+	}
+	return newConn(tc, proto, cred, verify), nil
 }

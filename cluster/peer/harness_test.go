@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -43,6 +42,7 @@ func newMesh(t *testing.T) *mesh {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * 365 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
+		URIs: []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, m.caKey.Public(), m.caKey)
 	if err != nil {
@@ -135,7 +135,7 @@ func (m *mesh) admin(id, name string, expires time.Time) *tls.Certificate {
 	return m.issue(key, "/admin/"+name, soon())
 }
 
-func (m *mesh) pin() [32]byte { return sha256.Sum256(m.ca.RawSubjectPublicKeyInfo) }
+func (m *mesh) pin() [32]byte { return keyring.Pin(m.ca) }
 
 func (m *mesh) roots() *x509.CertPool {
 	pool := x509.NewCertPool()

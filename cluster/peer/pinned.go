@@ -2,24 +2,18 @@ package peer
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
 )
-
-// maxChain bounds the certificates that a pinned server may send.
-const maxChain = 8
 
 // Pinned says how a joiner, which knows one hash, reaches a control node.
 type Pinned struct {
-	Pin     [32]byte                                                          // SHA-256 of the mesh root's SPKI
+	Pin     [32]byte                                                          // keyring.Pin of the mesh root
 	NetDial func(ctx context.Context, network, addr string) (net.Conn, error) // nil: net.Dialer
 	Clock   func() time.Time                                                  // nil: time.Now
 }
@@ -39,44 +33,14 @@ func (p Pinned) Dial(ctx context.Context, addr string) (*Conn, error) {
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "dial %s: %w", addr, err)
 	}
-	c, err := handshake(ctx, raw, ProtoJoin, nil, func(cs tls.ConnectionState) (PeerInfo, error) {
-		return PeerInfo{}, p.verify(cs)
+	c, err := handshake(ctx, raw, ProtoJoin, nil, func(cred *credential) (PeerInfo, error) {
+		_, err := keyring.VerifyPinned(cred.chain, p.Pin, p.Clock())
+		return PeerInfo{}, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", addr, err)
 	}
 	return c, nil
-}
-
-func (p Pinned) verify(cs tls.ConnectionState) error {
-	leaf, err := leafOf(cs)
-	if err != nil {
-		return err
-	}
-	if len(cs.PeerCertificates) > maxChain {
-		return fault.New(fault.Unauthenticated, "verify server: it sent %d certificates, at most %d", len(cs.PeerCertificates), maxChain)
-	}
-	id, err := parseID(leaf)
-	if err != nil {
-		return err
-	}
-	if id.kind != kindControl {
-		return fault.New(fault.Denied, "verify server: its certificate is a %s's, want a control node's", id.kind)
-	}
-	roots := x509.NewCertPool()
-	found := false
-	for _, c := range cs.PeerCertificates[1:] {
-		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-		if c.IsCA && subtle.ConstantTimeCompare(sum[:], p.Pin[:]) == 1 {
-			roots.AddCert(c)
-			found = true
-		}
-	}
-	if !found {
-		return fault.New(fault.Unauthenticated, "verify server: the root that the key pins is not in its chain: "+
-			"it is of another mesh, or something in between ends TLS")
-	}
-	return verifyChain(cs.PeerCertificates, roots, p.Clock())
 }
 
 // asUnavailable gives a handshake's error a kind: our own refusals keep theirs, all else is the network's or the peer's.

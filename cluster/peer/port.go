@@ -80,6 +80,7 @@ type proto struct {
 	name   string
 	policy Policy
 	config *tls.Config
+	check  check
 	ready  chan *Conn
 	closed chan struct{}
 	close  func() // idempotent
@@ -117,6 +118,7 @@ func (p *Port) Listen(name string, policy Policy) (net.Listener, error) {
 		return nil, fault.New(fault.Invalid, "mesh port: protocol %q with policy %q", name, policy)
 	}
 	pr := &proto{name: name, policy: policy, ready: make(chan *Conn, 128), closed: make(chan struct{}), addr: p.Addr()}
+	pr.check = p.check(policy)
 	pr.config = &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{name},
@@ -126,10 +128,7 @@ func (p *Port) Listen(name string, policy Policy) (net.Listener, error) {
 	}
 	if policy != Nobody {
 		pr.config.ClientAuth = tls.RequireAnyClientCert // proof of possession; whose key it is, the record says
-		pr.config.VerifyConnection = func(cs tls.ConnectionState) error {
-			_, err := p.check(cs, policy)
-			return err
-		}
+		pr.config.VerifyConnection = pr.check.verifyConnection
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -179,15 +178,13 @@ func (p *Port) certificate() (*tls.Certificate, error) {
 	return nil, fault.New(fault.Unavailable, "mesh port: this node has no certificate yet")
 }
 
-func (p *Port) check(cs tls.ConnectionState, policy Policy) (PeerInfo, error) {
+func (p *Port) check(policy Policy) check {
 	if policy == Nobody {
-		return PeerInfo{}, nil
+		return func(*credential) (PeerInfo, error) { return PeerInfo{}, nil }
 	}
-	leaf, err := leafOf(cs)
-	if err != nil {
-		return PeerInfo{}, err
+	return func(cred *credential) (PeerInfo, error) {
+		return byRecord(p.config.Trust.Snapshot(), cred, requirement{policy: policy}, p.config.Clock())
 	}
-	return byRecord(p.config.Trust.Snapshot(), leaf, requirement{policy: policy}, p.config.Clock())
 }
 
 // Recheck ends the connections whose peer the current view no longer admits. Call it on each new view.
@@ -233,7 +230,12 @@ func (p *Port) Run(ctx context.Context) error {
 			continue
 		}
 		pause = 5 * time.Millisecond
-		wg.Go(func() { p.serve(ctx, raw) })
+		// In the order of arrival: the one that gives way must be the oldest.
+		leave, evicted := p.handshake.enter(raw)
+		if evicted {
+			p.metrics.evicted.WithLabelValues("handshake").Inc()
+		}
+		wg.Go(func() { p.serve(ctx, raw, leave) })
 	}
 }
 

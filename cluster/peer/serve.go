@@ -13,12 +13,8 @@ import (
 )
 
 // serve takes one connection from its first byte to the listener of its protocol.
-func (p *Port) serve(ctx context.Context, raw net.Conn) {
-	leave, evicted := p.handshake.enter(raw)
+func (p *Port) serve(ctx context.Context, raw net.Conn, leave func()) {
 	defer leave()
-	if evicted {
-		p.metrics.evicted.WithLabelValues("handshake").Inc()
-	}
 	began := time.Now()
 	conn, pr, err := p.shake(ctx, raw)
 	if err != nil {
@@ -77,12 +73,15 @@ func (p *Port) choose(offered []string) *proto {
 // deliver bounds, tracks and hands over a connection whose handshake is done.
 func (p *Port) deliver(tc *tls.Conn, pr *proto) {
 	open := p.metrics.open.WithLabelValues(pr.name)
-	c := &Conn{
-		Conn:    tc,
-		proto:   pr.name,
-		state:   tc.ConnectionState(),
-		recheck: func(cs tls.ConnectionState) (PeerInfo, error) { return p.check(cs, pr.policy) },
+	var cred *credential
+	if pr.policy != Nobody {
+		var err error
+		if cred, err = read(tc.ConnectionState()); err != nil {
+			_ = tc.NetConn().Close()
+			return
+		}
 	}
+	c := newConn(tc, pr.name, cred, pr.check)
 	release, ok := p.admit(c, pr)
 	if !ok {
 		p.metrics.evicted.WithLabelValues("connections").Inc()

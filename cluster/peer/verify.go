@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"strings"
 	"time"
 
@@ -11,39 +12,66 @@ import (
 	"github.com/iapmesh/iapmesh/keyring"
 )
 
-// skew is how far clocks may differ.
-const skew = time.Minute
-
 // requirement is what a peer must be: admitted by policy and, if node is set, that node.
 type requirement struct {
 	policy Policy
 	node   string
 }
 
-// byRecord decides whether the holder of leaf may speak, by the records of the view and by nothing else.
-func byRecord(view *keyring.Snapshot, leaf *x509.Certificate, want requirement, now time.Time) (PeerInfo, error) {
+// credential is what a peer has proved by its handshake: that it holds the leaf's key. Whether that counts, check says.
+type credential struct {
+	pub   ed25519.PublicKey
+	id    keyring.ID
+	chain []*x509.Certificate
+}
+
+// check decides whether the holder of a credential may speak. A nil credential is that of an anonymous peer.
+type check func(*credential) (PeerInfo, error)
+
+// read reads the credential from a handshake.
+func read(cs tls.ConnectionState) (*credential, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return nil, fault.New(fault.Unauthenticated, "verify peer: it sent no certificate")
+	}
+	leaf := cs.PeerCertificates[0]
+	pub, ok := leaf.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return nil, fault.New(fault.Unauthenticated, "verify peer: its key is not Ed25519")
+	}
+	id, err := keyring.ParseID(leaf)
+	if err != nil {
+		return nil, fmt.Errorf("verify peer: %w", err)
+	}
+	return &credential{pub: pub, id: id, chain: cs.PeerCertificates}, nil
+}
+
+// verifyConnection is the hook of crypto/tls that runs check in every handshake.
+func (c check) verifyConnection(cs tls.ConnectionState) error {
+	cred, err := read(cs)
+	if err != nil {
+		return err
+	}
+	_, err = c(cred)
+	return err
+}
+
+// byRecord decides whether the holder of a credential may speak, by the records of the view and by nothing else.
+func byRecord(view *keyring.Snapshot, cred *credential, want requirement, now time.Time) (PeerInfo, error) {
 	if view == nil {
 		return PeerInfo{}, fault.New(fault.Unavailable, "verify peer: this node has no view of the mesh yet")
 	}
-	pub, ok := leaf.PublicKey.(ed25519.PublicKey)
-	if !ok {
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: its key is not Ed25519")
+	id, pub := cred.id, cred.pub
+	if id.TrustDomain != view.Mesh.TrustDomain {
+		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: it is of trust domain %q, not of %q", id.TrustDomain, view.Mesh.TrustDomain)
 	}
-	id, err := parseID(leaf)
-	if err != nil {
-		return PeerInfo{}, err
-	}
-	if id.trustDomain != view.Mesh.TrustDomain {
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: it is of trust domain %.80q, not of %q", id.trustDomain, view.Mesh.TrustDomain)
-	}
-	if id.kind == kindAdmin {
+	if id.Kind == keyring.KindAdmin {
 		return adminByRecord(view, pub, id, want, now)
 	}
 	// By the record that the certificate names, and not by whatever record has its key: so one key never speaks as two nodes.
-	node := view.Nodes[id.name]
+	node := view.Nodes[id.Node]
 	switch {
 	case node == nil || !pub.Equal(node.PublicKey):
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: its key is not that of node/%.80s", id.name)
+		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: its key is not that of node/%s", id.Node)
 	case !node.Trusted():
 		return PeerInfo{}, fault.New(fault.Denied, "verify peer: node/%s is %s", node.ID, node.State)
 	case want.node != "" && want.node != node.ID:
@@ -54,14 +82,14 @@ func byRecord(view *keyring.Snapshot, leaf *x509.Certificate, want requirement, 
 	return PeerInfo{Node: node}, nil
 }
 
-func adminByRecord(view *keyring.Snapshot, pub ed25519.PublicKey, id peerID, want requirement, now time.Time) (PeerInfo, error) {
+func adminByRecord(view *keyring.Snapshot, pub ed25519.PublicKey, id keyring.ID, want requirement, now time.Time) (PeerInfo, error) {
 	admin := view.AdminByKey(pub)
 	switch {
-	case admin == nil || admin.Name != id.name:
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: its key is not that of administrator %.80q", id.name)
+	case admin == nil || admin.Name != id.Name:
+		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: its key is not that of administrator %q", id.Name)
 	case !admin.RevokedAt.IsZero():
 		return PeerInfo{}, fault.New(fault.Denied, "verify peer: admin/%s is revoked", admin.ID)
-	case now.After(admin.ExpiresAt.Add(skew)):
+	case now.After(admin.ExpiresAt.Add(keyring.Skew)):
 		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: the credential of admin/%s expired at %s", admin.ID, admin.ExpiresAt.UTC().Format(time.RFC3339))
 	case want.policy != Admin && want.policy != AdminOrNode:
 		return PeerInfo{}, fault.New(fault.Denied, "verify peer: admin/%s is not admitted: want %s", admin.ID, want.policy)
@@ -84,13 +112,6 @@ func (p Policy) valid() bool {
 	return strings.HasPrefix(string(p), rolePrefix) && len(p) > len(rolePrefix)
 }
 
-func leafOf(cs tls.ConnectionState) (*x509.Certificate, error) {
-	if len(cs.PeerCertificates) == 0 {
-		return nil, fault.New(fault.Unauthenticated, "verify peer: it sent no certificate")
-	}
-	return cs.PeerCertificates[0], nil
-}
-
 // Bundle verifies a server by chain, for a party that has no view yet: after the join until the first view, and the command
 // line. Certificate expiry is enforced.
 type Bundle struct {
@@ -99,38 +120,43 @@ type Bundle struct {
 	AnyNode     bool // a node that is no control node will do, too
 }
 
-func (b Bundle) verify(cs tls.ConnectionState, node string, now time.Time) error {
-	leaf, err := leafOf(cs)
-	if err != nil {
-		return err
-	}
-	if b.Roots == nil { // nil would mean the machine's own roots
+func (b Bundle) verify(cred *credential, node string, now time.Time) error {
+	id := cred.id
+	switch {
+	case b.Roots == nil: // nil would mean the machine's own roots
 		return fault.New(fault.Unauthenticated, "verify server: no trusted roots")
+	case id.TrustDomain != b.TrustDomain:
+		return fault.New(fault.Unauthenticated, "verify server: it is of trust domain %q, not of %q", id.TrustDomain, b.TrustDomain)
+	case id.Kind != keyring.KindControl && (!b.AnyNode || id.Kind != keyring.KindNode):
+		return fault.New(fault.Denied, "verify server: %s is no control node", id)
+	case node != "" && node != id.Node:
+		return fault.New(fault.Unauthenticated, "verify server: node/%s answered where node/%s was meant", id.Node, node)
 	}
-	id, err := parseID(leaf)
-	if err != nil {
-		return err
-	}
-	if id.trustDomain != b.TrustDomain {
-		return fault.New(fault.Unauthenticated, "verify server: it is of trust domain %.80q, not of %q", id.trustDomain, b.TrustDomain)
-	}
-	if id.kind != kindControl && (!b.AnyNode || id.kind != kindNode) {
-		return fault.New(fault.Denied, "verify server: its certificate is a %s's, want a control node's", id.kind)
-	}
-	if node != "" && node != id.name {
-		return fault.New(fault.Unauthenticated, "verify server: node/%.80s answered where node/%s was meant", id.name, node)
-	}
-	return verifyChain(cs.PeerCertificates, b.Roots, now)
-}
-
-func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) error {
 	between := x509.NewCertPool()
-	for _, c := range chain[1:] {
+	for _, c := range cred.chain[1:min(len(cred.chain), maxChain)] {
 		between.AddCert(c)
 	}
-	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now})
-	if err != nil {
+	if _, err := cred.chain[0].Verify(x509.VerifyOptions{Roots: b.Roots, Intermediates: between, CurrentTime: now}); err != nil {
 		return fault.New(fault.Unauthenticated, "verify server: %w", err)
 	}
 	return nil
+}
+
+// maxChain bounds the certificates of a chain that are looked at.
+const maxChain = 6
+
+// ClientTLS is the configuration by which a plain TLS client, such as a gRPC library, verifies a server by the bundle and presents
+// cert; nil presents none. The caller adds what it negotiates.
+func (b Bundle) ClientTLS(cert *tls.Certificate) *tls.Config {
+	c := &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true, // a host's name says nothing about a node; VerifyConnection decides
+		VerifyConnection: check(func(cred *credential) (PeerInfo, error) {
+			return PeerInfo{}, b.verify(cred, "", time.Now())
+		}).verifyConnection,
+	}
+	if cert != nil {
+		c.Certificates = []tls.Certificate{*cert}
+	}
+	return c
 }
