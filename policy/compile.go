@@ -1,13 +1,11 @@
 package policy
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"slices"
+	"sync"
 
 	"github.com/cedar-policy/cedar-go"
-	publicast "github.com/cedar-policy/cedar-go/ast"
 	"github.com/cedar-policy/cedar-go/types"
 	"github.com/cedar-policy/cedar-go/x/exp/ast"
 	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
@@ -23,36 +21,10 @@ type Set struct {
 	zones     map[string]types.Entity
 	actions   map[string]types.Entity
 	regions   map[string]bool // nil: not checked
+	groups    map[string]bool // that policies name
 	schedules []*schedule
 	byID      map[string]*rule
-	anywhere  bucket // policies whose resource scope is any, or is Route
-}
-
-// rule is one compiled policy.
-type rule struct {
-	id     string
-	source string // file:line
-	forbid bool
-	needs  needs
-	cedar  *cedar.Policy
-}
-
-// bucket holds the policies of one resource scope, in the order of their ids.
-type bucket struct {
-	rules []*rule
-	needs needs
-}
-
-func (b *bucket) add(r *rule) {
-	b.rules = append(b.rules, r)
-	b.needs |= r.needs
-}
-
-// route is a route with the buckets that its scope chain selects: its own, its zones', and everyone's.
-type route struct {
-	entity  types.Entity
-	buckets []*bucket
-	needs   needs
+	scratch   sync.Pool // of *scratch
 }
 
 // Digest is the content hash of the source: equal for equal content, whatever its order and wherever it was read.
@@ -67,11 +39,15 @@ func Compile(src Source) (set *Set, err error) {
 		}
 	}()
 	c := compiler{
-		src:       src,
-		set:       &Set{routes: map[string]*route{}, zones: map[string]types.Entity{}, byID: map[string]*rule{}},
+		src: src,
+		set: &Set{
+			routes: map[string]*route{}, zones: map[string]types.Entity{}, groups: map[string]bool{}, byID: map[string]*rule{},
+			scratch: sync.Pool{New: func() any { return newScratch() }},
+		},
 		schedules: map[string]*schedule{},
 		places:    map[string]string{},
 		scopes:    map[types.EntityUID]*bucket{},
+		shapes:    map[string]bool{},
 	}
 	if c.names(); len(c.problems) > 0 { // what follows would only repeat them
 		return nil, c.err()
@@ -107,8 +83,9 @@ type compiler struct {
 	schedules map[string]*schedule
 	validator *validate.Validator
 	linter    linter
-	places    map[string]string // id → where it was defined
-	scopes    map[types.EntityUID]*bucket
+	places    map[string]string           // id → where it was defined
+	scopes    map[types.EntityUID]*bucket // the zero entity: all routes
+	shapes    map[string]bool             // of items that the validator has accepted
 	problems  []error
 }
 
@@ -180,7 +157,7 @@ func (c *compiler) items(what, id, file string, line int, scope ast.IsResourceSc
 				}
 				continue
 			}
-			c.rule(itemID, place, label, p, cedar.NewPolicyFromAST((*publicast.Policy)(p)))
+			c.rule(itemID, place, label, p, shape(p))
 		}
 	}
 }
@@ -210,21 +187,23 @@ func (c *compiler) text(in CedarPolicy) {
 			c.bad(label, `policy %d of the text needs an id, as in @id("no-contractors-at-night"): %v`, i+1, err)
 			continue
 		}
-		c.rule(id, place, label, tree, p)
+		c.rule(id, place, label, tree, "")
 	}
 }
 
-// rule validates one policy and files it under its resource scope.
-func (c *compiler) rule(id, place, label string, tree *ast.Policy, p *cedar.Policy) {
+// rule validates one policy and files it under its resource scope. A policy of a shape that was accepted before is not
+// validated again; free text has none.
+func (c *compiler) rule(id, place, label string, tree *ast.Policy, shape string) {
 	if first, taken := c.places[id]; taken {
 		c.bad(label, "id %q is taken: %s", id, first)
 		return
 	}
 	c.places[id] = place
-	lintErr := c.linter.policy(tree)
-	problems := flatten(lintErr)
-	for _, e := range flatten(c.validate(tree)) {
-		problems = append(problems, errors.New(c.linter.explain(e.Error())))
+	problems := flatten(c.linter.policy(tree))
+	if len(problems) == 0 && !c.shapes[shape] { // the linter bounds what the validator gets
+		for _, e := range flatten(c.validate(tree)) {
+			problems = append(problems, errors.New(c.linter.explain(e.Error())))
+		}
 	}
 	if len(problems) > 0 {
 		seen := map[string]bool{}
@@ -236,9 +215,17 @@ func (c *compiler) rule(id, place, label string, tree *ast.Policy, p *cedar.Poli
 		}
 		return
 	}
-	r := &rule{id: id, source: place, forbid: p.Effect() == cedar.Forbid, needs: needsOf(tree), cedar: p}
+	if shape != "" {
+		c.shapes[shape] = true
+	}
+	r := newRule(id, place, tree, c.set.actions)
 	c.set.byID[id] = r
-	c.bucketOf(tree.Resource).add(r)
+	groupsIn(tree, c.set.groups)
+	scope := scopeEntity(tree.Resource)
+	if c.scopes[scope] == nil {
+		c.scopes[scope] = &bucket{}
+	}
+	c.scopes[scope].add(r)
 }
 
 // validate keeps a defect of the validator from taking the process down: what it cannot judge is refused.
@@ -251,47 +238,17 @@ func (c *compiler) validate(p *ast.Policy) (err error) {
 	return c.validator.Policy("", p)
 }
 
-// bucketOf maps a resource scope to its bucket. This is sound because scopes cannot err: a policy outside the buckets of a
-// route could neither apply to it nor fail.
-func (c *compiler) bucketOf(scope ast.IsResourceScopeNode) *bucket {
-	var id types.EntityUID
-	switch s := scope.(type) {
-	case ast.ScopeTypeEq:
-		id = s.Entity
-	case ast.ScopeTypeIn:
-		id = s.Entity
-	case ast.ScopeTypeIsIn:
-		id = s.Entity
-	default: // all; is Route, which the validator has checked
-		return &c.set.anywhere
-	}
-	b, ok := c.scopes[id]
-	if !ok {
-		b = &bucket{}
-		c.scopes[id] = b
-	}
-	return b
-}
-
-// index hands each route the buckets of itself and its ancestors.
+// index hands each route the buckets of itself, its ancestors and everyone.
 func (c *compiler) index() {
-	byID := func(a, b *rule) int { return cmp.Compare(a.id, b.id) }
-	slices.SortFunc(c.set.anywhere.rules, byID)
 	for _, b := range c.scopes {
-		slices.SortFunc(b.rules, byID)
+		b.sort()
 	}
 	for _, r := range c.set.routes {
-		take := func(b *bucket) {
-			if b != nil && len(b.rules) > 0 {
-				r.buckets = append(r.buckets, b)
-				r.needs |= b.needs
-			}
-		}
-		take(c.scopes[r.entity.UID])
+		r.take(c.scopes[r.entity.UID])
 		for zone := range r.entity.Parents.All() {
-			take(c.scopes[zone])
+			r.take(c.scopes[zone])
 		}
-		take(&c.set.anywhere)
+		r.take(c.scopes[types.EntityUID{}])
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/cedar-policy/cedar-go/types"
@@ -19,8 +20,32 @@ type entities struct {
 	needs     needs
 	principal types.EntityUID
 	route     *types.Entity
+	scratch   *scratch
 	made      bool
 	caller    types.Entity
+}
+
+// scratch is memory that decisions reuse: Cedar copies what it is given.
+type scratch struct {
+	entities                     entities
+	context, http, session, time types.RecordMap
+	values                       []types.Value
+	groups                       []types.EntityUID
+}
+
+func newScratch() *scratch {
+	return &scratch{context: types.RecordMap{}, http: types.RecordMap{}, session: types.RecordMap{}, time: types.RecordMap{}}
+}
+
+// release forgets the request and gives the memory back.
+func (s *scratch) release(pool *sync.Pool) {
+	s.entities = entities{}
+	for _, m := range []types.RecordMap{s.context, s.http, s.session, s.time} {
+		clear(m)
+	}
+	clear(s.values[:cap(s.values)])
+	clear(s.groups[:cap(s.groups)])
+	pool.Put(s)
 }
 
 // Get implements types.EntityGetter. Groups have neither attributes nor parents: they need no entity.
@@ -31,7 +56,7 @@ func (e *entities) Get(id types.EntityUID) (types.Entity, bool) {
 			return types.Entity{}, false
 		}
 		if !e.made {
-			e.caller, e.made = callerEntity(e.principal, e.request, e.needs), true
+			e.caller, e.made = e.callerEntity(), true
 		}
 		return e.caller, true
 	case typeRoute:
@@ -53,15 +78,19 @@ func (e *entities) Get(id types.EntityUID) (types.Entity, bool) {
 	return types.Entity{}, false
 }
 
-func callerEntity(id types.EntityUID, r *Request, n needs) types.Entity {
-	out := types.Entity{UID: id}
+func (e *entities) callerEntity() types.Entity {
+	r, n := e.request, e.needs
+	out := types.Entity{UID: e.principal}
 	if r.Anonymous {
 		return out
 	}
-	groups := make([]types.EntityUID, len(r.Principal.Groups))
-	for i, g := range r.Principal.Groups {
-		groups[i] = uid(typeGroup, g)
+	groups := e.scratch.groups[:0]
+	for _, g := range r.Principal.Groups {
+		if e.set.groups[g] {
+			groups = append(groups, uid(typeGroup, g))
+		}
 	}
+	e.scratch.groups = groups
 	out.Parents = types.NewEntityUIDSet(groups...)
 	if n&needUser == 0 {
 		return out
@@ -88,8 +117,8 @@ func afterAt(email string) string {
 }
 
 // buildContext makes the part of the context that the slice reads.
-func (s *Set) buildContext(r *Request, n needs) types.Record {
-	context := make(types.RecordMap, 3)
+func (s *Set) buildContext(r *Request, n needs, tmp *scratch) types.Record {
+	context := tmp.context
 	if r.Method == "" {
 		if n&needPort != 0 {
 			context["port"] = types.Long(r.TCPPort)
@@ -98,24 +127,25 @@ func (s *Set) buildContext(r *Request, n needs) types.Record {
 			context["sni"] = types.String(r.SNI)
 		}
 	} else if n&needHTTP != 0 {
-		context["http"] = httpRecord(r, n)
+		context["http"] = httpRecord(r, n, tmp)
 	}
 	if n&needSession != 0 {
-		context["session"] = sessionRecord(r, n)
+		context["session"] = sessionRecord(r, n, tmp)
 	}
 	if n&needTime != 0 {
-		clock := make(types.RecordMap, 2)
+		clock := tmp.time
 		if n&needNow != 0 {
 			clock["now"] = types.NewDatetime(r.Now)
 		}
 		if n&needActive != 0 {
-			var active []types.Value
+			active := tmp.values[:0]
 			for _, schedule := range s.schedules {
 				if schedule.active(r.Now) {
 					active = append(active, types.String(schedule.name))
 				}
 			}
 			clock["active"] = types.NewSet(active...)
+			tmp.values = active
 		}
 		context["time"] = types.NewRecord(clock)
 	}
@@ -125,8 +155,8 @@ func (s *Set) buildContext(r *Request, n needs) types.Record {
 	return types.NewRecord(context)
 }
 
-func httpRecord(r *Request, n needs) types.Record {
-	http := make(types.RecordMap, 4)
+func httpRecord(r *Request, n needs, tmp *scratch) types.Record {
+	http := tmp.http
 	if n&needMethod != 0 {
 		http["method"] = types.String(r.Method)
 	}
@@ -137,15 +167,16 @@ func httpRecord(r *Request, n needs) types.Record {
 		http["path"] = types.String(r.Path)
 	}
 	if n&needUnder != 0 {
-		under := make([]types.Value, 0, 8)
+		under := tmp.values[:0]
 		ancestors(r.Path, func(p string) { under = append(under, types.String(p)) })
 		http["under"] = types.NewSet(under...)
+		tmp.values = under
 	}
 	return types.NewRecord(http)
 }
 
-func sessionRecord(r *Request, n needs) types.Record {
-	session := make(types.RecordMap, 8)
+func sessionRecord(r *Request, n needs, tmp *scratch) types.Record {
+	session := tmp.session
 	if n&needIP != 0 {
 		ip := r.SourceIP.Unmap().WithZone("")
 		session["ip"] = types.IPAddr(netip.PrefixFrom(ip, ip.BitLen()))

@@ -25,7 +25,7 @@ func (s *Set) Decide(r *Request) (d Decision) {
 	if why != "" {
 		return Decision{Reason: "refused: " + why}
 	}
-	return s.evaluate(r, rt, rt.slice(), rt.needs)
+	return s.evaluate(r, rt)
 }
 
 // admit finds the route, or says why the request cannot be evaluated.
@@ -61,12 +61,15 @@ func (s *Set) admit(r *Request) (*route, string) {
 	return rt, ""
 }
 
-// slice yields the policies that can apply to the route, as cedar.PolicyIterator wants them.
-func (rt *route) slice() policies {
+// candidates are the policies that can apply to a request, as cedar.PolicyIterator wants them.
+type candidates []*slice
+
+// All implements cedar.PolicyIterator.
+func (c candidates) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
 	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
-		for _, b := range rt.buckets {
-			for _, r := range b.rules {
-				if !yield(cedar.PolicyID(r.id), r.cedar) {
+		for _, s := range c {
+			for _, r := range s.rules {
+				if !yield(r.id, r.cedar) {
 					return
 				}
 			}
@@ -74,28 +77,32 @@ func (rt *route) slice() policies {
 	}
 }
 
-// policies adapts an iterator to cedar.PolicyIterator.
-type policies iter.Seq2[cedar.PolicyID, *cedar.Policy]
-
-func (p policies) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
-	return iter.Seq2[cedar.PolicyID, *cedar.Policy](p)
-}
-
-func (s *Set) evaluate(r *Request, rt *route, slice policies, n needs) Decision {
+func (s *Set) evaluate(r *Request, rt *route) Decision {
+	action := actionNumber(r.Method)
+	if len(rt.slices[action]) == 0 {
+		return Decision{Reason: defaultDeny}
+	}
+	scratch := s.scratch.Get().(*scratch)
+	defer scratch.release(&s.scratch)
+	needs := rt.needs[action]
 	req := cedar.Request{
 		Principal: anyone,
-		Action:    types.NewEntityUID(typeAction, "tcp"),
+		Action:    s.actions[actionNames[action]].UID,
 		Resource:  rt.entity.UID,
-		Context:   s.buildContext(r, n),
+		Context:   s.buildContext(r, needs, scratch),
 	}
 	if !r.Anonymous {
 		req.Principal = uid(typeUser, r.Principal.Subject)
 	}
-	if r.Method != "" {
-		req.Action.ID = types.String(actionOf(r.Method))
-	}
-	allowed, diag := cedar.Authorize(slice, &entities{set: s, request: r, needs: n, principal: req.Principal, route: &rt.entity}, req)
+	scratch.entities = entities{set: s, request: r, needs: needs, principal: req.Principal, route: &rt.entity, scratch: scratch}
+	allowed, diag := cedar.Authorize(candidates(rt.slices[action]), &scratch.entities, req)
+	return s.conclude(allowed, diag)
+}
 
+const defaultDeny = "default deny"
+
+// conclude turns the engine's answer into ours.
+func (s *Set) conclude(allowed cedar.Decision, diag cedar.Diagnostic) Decision {
 	d := Decision{Allow: allowed == cedar.Allow}
 	for _, reason := range diag.Reasons {
 		d.Policies = append(d.Policies, string(reason.PolicyID))
@@ -126,7 +133,7 @@ func (s *Set) evaluate(r *Request, rt *route, slice policies, n needs) Decision 
 	case len(d.Policies) > 0:
 		d.Reason = "forbidden by " + d.Policies[0]
 	default:
-		d.Reason = "default deny"
+		d.Reason = defaultDeny
 	}
 	return d
 }

@@ -72,12 +72,3 @@ func resolveSchema(regions []string) (*resolved.Schema, error) {
 func uid(t types.EntityType, id string) types.EntityUID {
 	return types.NewEntityUID(t, types.String(id))
 }
-
-// actionOf maps an HTTP method to its action; what the schema does not name is "other", a write.
-func actionOf(method string) string {
-	switch method {
-	case "GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE":
-		return method
-	}
-	return "other"
-}

@@ -1,0 +1,167 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/cedar-policy/cedar-go"
+	publicast "github.com/cedar-policy/cedar-go/ast"
+	"github.com/cedar-policy/cedar-go/types"
+	"github.com/cedar-policy/cedar-go/x/exp/ast"
+)
+
+// The index goes by resource and action scope. It is sound because scopes cannot err: a policy whose scope does not match
+// could neither apply nor fail. What the index has decided is not evaluated again, so the compiled policies carry neither
+// scope.
+
+// actionNames are the actions that requests have; a slice's place is the action's number. Never written.
+var actionNames = [...]string{"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "other", "tcp"}
+
+const (
+	actionOther = 7
+	actionTCP   = 8
+	actionCount = 9
+)
+
+// actionNumber maps a request to its action; a method that the schema does not name is "other", a write.
+func actionNumber(method string) int {
+	switch method {
+	case "":
+		return actionTCP
+	case "GET":
+		return 0
+	case "HEAD":
+		return 1
+	case "OPTIONS":
+		return 2
+	case "POST":
+		return 3
+	case "PUT":
+		return 4
+	case "PATCH":
+		return 5
+	case "DELETE":
+		return 6
+	}
+	return actionOther
+}
+
+// rule is one compiled policy.
+type rule struct {
+	id      cedar.PolicyID
+	source  string // file:line
+	forbid  bool
+	needs   needs
+	actions [actionCount]bool
+	tree    *ast.Policy   // as written
+	cedar   *cedar.Policy // without action and resource scope
+}
+
+func newRule(id, source string, tree *ast.Policy, actions map[string]types.Entity) *rule {
+	r := &rule{id: cedar.PolicyID(id), source: source, forbid: tree.Effect == ast.EffectForbid, needs: needsOf(tree), tree: tree}
+	for i, name := range actionNames {
+		r.actions[i] = actionMatches(tree.Action, actions[name])
+	}
+	inner := *tree
+	inner.Action, inner.Resource = ast.ScopeTypeAll{}, ast.ScopeTypeAll{}
+	r.cedar = cedar.NewPolicyFromAST((*publicast.Policy)(&inner))
+	return r
+}
+
+func actionMatches(scope ast.IsActionScopeNode, action types.Entity) bool {
+	in := func(id types.EntityUID) bool { return id == action.UID || action.Parents.Contains(id) }
+	switch s := scope.(type) {
+	case ast.ScopeTypeEq:
+		return s.Entity == action.UID
+	case ast.ScopeTypeIn:
+		return in(s.Entity)
+	case ast.ScopeTypeInSet:
+		return slices.ContainsFunc(s.Entities, in)
+	}
+	return true
+}
+
+// slice is the policies of one action in one scope, by id, and what they read.
+type slice struct {
+	rules []*rule
+	needs needs
+}
+
+// bucket holds the policies of one resource scope.
+type bucket [actionCount]slice
+
+func (b *bucket) add(r *rule) {
+	for i, ok := range r.actions {
+		if ok {
+			b[i].rules = append(b[i].rules, r)
+			b[i].needs |= r.needs
+		}
+	}
+}
+
+func (b *bucket) sort() {
+	for i := range b {
+		slices.SortFunc(b[i].rules, func(a, b *rule) int { return cmp.Compare(a.id, b.id) })
+	}
+}
+
+// route is a route with what its scope chain selects for each action: its own policies, its zones', and everyone's. The
+// slices are shared: a policy for all routes is held once.
+type route struct {
+	entity types.Entity
+	slices [actionCount][]*slice
+	needs  [actionCount]needs
+}
+
+func (rt *route) take(b *bucket) {
+	if b == nil {
+		return
+	}
+	for i := range b {
+		if len(b[i].rules) > 0 {
+			rt.slices[i] = append(rt.slices[i], &b[i])
+			rt.needs[i] |= b[i].needs
+		}
+	}
+}
+
+// scopeEntity is the entity that a resource scope names; the zero one if it holds for all routes ("is Route" does: the
+// validator lets no other type pass).
+func scopeEntity(scope ast.IsResourceScopeNode) types.EntityUID {
+	switch s := scope.(type) {
+	case ast.ScopeTypeEq:
+		return s.Entity
+	case ast.ScopeTypeIn:
+		return s.Entity
+	case ast.ScopeTypeIsIn:
+		return s.Entity
+	}
+	return types.EntityUID{}
+}
+
+// groupsIn adds the groups that a policy names. No others can matter: Cedar makes no entity from a string.
+func groupsIn(p *ast.Policy, out map[string]bool) {
+	add := func(id types.EntityUID) {
+		if id.Type == typeGroup {
+			out[string(id.ID)] = true
+		}
+	}
+	switch s := p.Principal.(type) {
+	case ast.ScopeTypeEq:
+		add(s.Entity)
+	case ast.ScopeTypeIn:
+		add(s.Entity)
+	case ast.ScopeTypeIsIn:
+		add(s.Entity)
+	}
+	for _, c := range p.Conditions {
+		ast.Inspect(ast.NewNode(c.Body), func(n ast.IsNode) bool {
+			if v, ok := n.(ast.NodeValue); ok {
+				if id, ok := v.Value.(types.EntityUID); ok {
+					add(id)
+				}
+			}
+			return true
+		})
+	}
+}
