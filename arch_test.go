@@ -49,13 +49,13 @@ var mayImport = map[string][]string{
 	"internal/depskeep": {},
 	"node/resource":     {"policy", fault, "internal/identity"},
 	"node/state":        {proto, "cluster/store", "keyring", "policy", "node/resource", fault},
-	"node/session":      {"node/state", "keyring", "internal/identity", fault},
-	"node/login":        {"node/session", "node/state", "policy", "audit", "audit/spool", "internal/identity", fault},
-	"node/proxy":        {"node/session", "node/state", "policy", "audit", "audit/spool", "internal/identity", fault},
-	"node/tunnel":       {"node/session", "node/state", "policy", "audit", "audit/spool", "internal/identity", fault},
+	"node/session":      {"node/state", "node/resource", "keyring", "internal/identity", fault},
+	"node/login":        {"node/session", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
+	"node/proxy":        {"node/session", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
+	"node/tunnel":       {"node/session", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
 	"node/control":      {"node/state", "node/resource", "cluster/store", "cluster/enroll", "keyring", "keyring/seal", "policy", "audit", fault},
 	"node/admin":        {"node/control", "node/state", "node/resource", "audit/collect", proto, fault},
-	"node/console":      {"node/control", "node/state", "audit/collect", proto, fault},
+	"node/console":      {"node/control", "node/state", "node/resource", "audit/collect", proto, fault},
 
 	// The whole.
 	"node": {
