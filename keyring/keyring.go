@@ -265,6 +265,7 @@ type Secret struct {
 const (
 	AudienceControl = "control" // CA keys
 	AudienceProxies = "proxies" // hand-off and refresh keys, identity providers' client secrets
+	AudienceGossip  = "gossip"  // the ring of gossip keys
 )
 
 // AssertAudience names the audience of the assertion key for a region and selector.

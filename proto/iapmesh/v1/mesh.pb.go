@@ -210,18 +210,16 @@ func (x *JoinRequest) GetSessionSignature() []byte {
 	return nil
 }
 
-// JoinResponse is what a node needs to begin.
+// JoinResponse is what a node needs to begin; the secrets that it may open come with its first view, encrypted to it.
 type JoinResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`                 // DER
-	Bundle        [][]byte               `protobuf:"bytes,3,rep,name=bundle,proto3" json:"bundle,omitempty"`                           // roots, DER
-	GossipKeys    []byte                 `protobuf:"bytes,4,opt,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"` // GossipKeys, HPKE to the sealing key: encapsulated(32) then ciphertext
-	Audiences     []*Audience            `protobuf:"bytes,5,rep,name=audiences,proto3" json:"audiences,omitempty"`                     // those that the node is a member of
-	Revision      *Revision              `protobuf:"bytes,6,opt,name=revision,proto3" json:"revision,omitempty"`
-	ControlNodes  []*ControlNode         `protobuf:"bytes,7,rep,name=control_nodes,json=controlNodes,proto3" json:"control_nodes,omitempty"`
-	MeshId        string                 `protobuf:"bytes,8,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
-	TrustDomain   string                 `protobuf:"bytes,9,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
+	Bundle        [][]byte               `protobuf:"bytes,3,rep,name=bundle,proto3" json:"bundle,omitempty"`           // roots, DER
+	Revision      *Revision              `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	ControlNodes  []*ControlNode         `protobuf:"bytes,5,rep,name=control_nodes,json=controlNodes,proto3" json:"control_nodes,omitempty"`
+	MeshId        string                 `protobuf:"bytes,6,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
+	TrustDomain   string                 `protobuf:"bytes,7,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,20 +275,6 @@ func (x *JoinResponse) GetBundle() [][]byte {
 	return nil
 }
 
-func (x *JoinResponse) GetGossipKeys() []byte {
-	if x != nil {
-		return x.GossipKeys
-	}
-	return nil
-}
-
-func (x *JoinResponse) GetAudiences() []*Audience {
-	if x != nil {
-		return x.Audiences
-	}
-	return nil
-}
-
 func (x *JoinResponse) GetRevision() *Revision {
 	if x != nil {
 		return x.Revision
@@ -319,51 +303,6 @@ func (x *JoinResponse) GetTrustDomain() string {
 	return ""
 }
 
-// GossipKeys are the keys of one gossip pool; the first encrypts.
-type GossipKeys struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          [][]byte               `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"` // 32 bytes each
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GossipKeys) Reset() {
-	*x = GossipKeys{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GossipKeys) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GossipKeys) ProtoMessage() {}
-
-func (x *GossipKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GossipKeys.ProtoReflect.Descriptor instead.
-func (*GossipKeys) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *GossipKeys) GetKeys() [][]byte {
-	if x != nil {
-		return x.Keys
-	}
-	return nil
-}
-
 // ControlNode is where a control node is reached.
 type ControlNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -376,7 +315,7 @@ type ControlNode struct {
 
 func (x *ControlNode) Reset() {
 	*x = ControlNode{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -388,7 +327,7 @@ func (x *ControlNode) String() string {
 func (*ControlNode) ProtoMessage() {}
 
 func (x *ControlNode) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -401,7 +340,7 @@ func (x *ControlNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlNode.ProtoReflect.Descriptor instead.
 func (*ControlNode) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{4}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ControlNode) GetNodeId() string {
@@ -433,7 +372,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +384,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +397,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{5}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{4}
 }
 
 type ConfirmResponse struct {
@@ -470,7 +409,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -482,7 +421,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -495,7 +434,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{6}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ConfirmResponse) GetRevision() *Revision {
@@ -517,7 +456,7 @@ type RelayJoinRequest struct {
 
 func (x *RelayJoinRequest) Reset() {
 	*x = RelayJoinRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +468,7 @@ func (x *RelayJoinRequest) String() string {
 func (*RelayJoinRequest) ProtoMessage() {}
 
 func (x *RelayJoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +481,7 @@ func (x *RelayJoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayJoinRequest.ProtoReflect.Descriptor instead.
 func (*RelayJoinRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{7}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RelayJoinRequest) GetJoin() *JoinRequest {
@@ -580,7 +519,7 @@ type FollowRequest struct {
 
 func (x *FollowRequest) Reset() {
 	*x = FollowRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +531,7 @@ func (x *FollowRequest) String() string {
 func (*FollowRequest) ProtoMessage() {}
 
 func (x *FollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +544,7 @@ func (x *FollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRequest.ProtoReflect.Descriptor instead.
 func (*FollowRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{8}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FollowRequest) GetMessage() isFollowRequest_Message {
@@ -660,7 +599,7 @@ type FollowStart struct {
 
 func (x *FollowStart) Reset() {
 	*x = FollowStart{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +611,7 @@ func (x *FollowStart) String() string {
 func (*FollowStart) ProtoMessage() {}
 
 func (x *FollowStart) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +624,7 @@ func (x *FollowStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowStart.ProtoReflect.Descriptor instead.
 func (*FollowStart) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{9}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FollowStart) GetAfter() *Revision {
@@ -712,7 +651,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +663,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +676,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{10}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Ping) GetNonce() uint64 {
@@ -761,7 +700,7 @@ type FollowResponse struct {
 
 func (x *FollowResponse) Reset() {
 	*x = FollowResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +712,7 @@ func (x *FollowResponse) String() string {
 func (*FollowResponse) ProtoMessage() {}
 
 func (x *FollowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +725,7 @@ func (x *FollowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowResponse.ProtoReflect.Descriptor instead.
 func (*FollowResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{11}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FollowResponse) GetMessage() isFollowResponse_Message {
@@ -843,7 +782,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +794,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +807,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{12}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Change) GetRevision() *Revision {
@@ -912,7 +851,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +863,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +876,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{13}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Entry) GetKey() string {
@@ -983,7 +922,7 @@ type Pong struct {
 
 func (x *Pong) Reset() {
 	*x = Pong{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +934,7 @@ func (x *Pong) String() string {
 func (*Pong) ProtoMessage() {}
 
 func (x *Pong) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +947,7 @@ func (x *Pong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pong.ProtoReflect.Descriptor instead.
 func (*Pong) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Pong) GetNonce() uint64 {
@@ -1064,7 +1003,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1015,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1028,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReportRequest) GetReport() *NodeReport {
@@ -1124,7 +1063,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1075,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1088,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeReport) GetRevision() *Revision {
@@ -1225,7 +1164,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1176,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1189,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReportResponse) GetPong() *Pong {
@@ -1269,7 +1208,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1220,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1233,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -1314,7 +1253,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1265,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1278,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RenewResponse) GetCertificate() []byte {
@@ -1367,7 +1306,7 @@ type AnnounceSigningKeyRequest struct {
 
 func (x *AnnounceSigningKeyRequest) Reset() {
 	*x = AnnounceSigningKeyRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1318,7 @@ func (x *AnnounceSigningKeyRequest) String() string {
 func (*AnnounceSigningKeyRequest) ProtoMessage() {}
 
 func (x *AnnounceSigningKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1331,7 @@ func (x *AnnounceSigningKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceSigningKeyRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceSigningKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AnnounceSigningKeyRequest) GetKid() string {
@@ -1425,7 +1364,7 @@ type AnnounceSigningKeyResponse struct {
 
 func (x *AnnounceSigningKeyResponse) Reset() {
 	*x = AnnounceSigningKeyResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1376,7 @@ func (x *AnnounceSigningKeyResponse) String() string {
 func (*AnnounceSigningKeyResponse) ProtoMessage() {}
 
 func (x *AnnounceSigningKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1389,7 @@ func (x *AnnounceSigningKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceSigningKeyResponse.ProtoReflect.Descriptor instead.
 func (*AnnounceSigningKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AnnounceSigningKeyResponse) GetRevision() *Revision {
@@ -1470,7 +1409,7 @@ type EndSessionRequest struct {
 
 func (x *EndSessionRequest) Reset() {
 	*x = EndSessionRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1421,7 @@ func (x *EndSessionRequest) String() string {
 func (*EndSessionRequest) ProtoMessage() {}
 
 func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1434,7 @@ func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionRequest.ProtoReflect.Descriptor instead.
 func (*EndSessionRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EndSessionRequest) GetSessionId() string {
@@ -1521,7 +1460,7 @@ type EndSessionResponse struct {
 
 func (x *EndSessionResponse) Reset() {
 	*x = EndSessionResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1472,7 @@ func (x *EndSessionResponse) String() string {
 func (*EndSessionResponse) ProtoMessage() {}
 
 func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1485,7 @@ func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionResponse.ProtoReflect.Descriptor instead.
 func (*EndSessionResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EndSessionResponse) GetRevision() *Revision {
@@ -1564,7 +1503,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1515,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1528,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 type LeaveResponse struct {
@@ -1601,7 +1540,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1552,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1565,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LeaveResponse) GetRevision() *Revision {
@@ -1651,7 +1590,7 @@ type GossipMeta struct {
 
 func (x *GossipMeta) Reset() {
 	*x = GossipMeta{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1602,7 @@ func (x *GossipMeta) String() string {
 func (*GossipMeta) ProtoMessage() {}
 
 func (x *GossipMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1615,7 @@ func (x *GossipMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipMeta.ProtoReflect.Descriptor instead.
 func (*GossipMeta) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GossipMeta) GetNodeId() string {
@@ -1743,21 +1682,15 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x125\n" +
 	"\x16provisioning_signature\x18\x02 \x01(\fR\x15provisioningSignature\x12%\n" +
 	"\x0enode_signature\x18\x03 \x01(\fR\rnodeSignature\x12+\n" +
-	"\x11session_signature\x18\x04 \x01(\fR\x10sessionSignature\"\xe2\x02\n" +
+	"\x11session_signature\x18\x04 \x01(\fR\x10sessionSignature\"\x8d\x02\n" +
 	"\fJoinResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12\x16\n" +
-	"\x06bundle\x18\x03 \x03(\fR\x06bundle\x12\x1f\n" +
-	"\vgossip_keys\x18\x04 \x01(\fR\n" +
-	"gossipKeys\x122\n" +
-	"\taudiences\x18\x05 \x03(\v2\x14.iapmesh.v1.AudienceR\taudiences\x120\n" +
-	"\brevision\x18\x06 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12<\n" +
-	"\rcontrol_nodes\x18\a \x03(\v2\x17.iapmesh.v1.ControlNodeR\fcontrolNodes\x12\x17\n" +
-	"\amesh_id\x18\b \x01(\tR\x06meshId\x12!\n" +
-	"\ftrust_domain\x18\t \x01(\tR\vtrustDomain\" \n" +
-	"\n" +
-	"GossipKeys\x12\x12\n" +
-	"\x04keys\x18\x01 \x03(\fR\x04keys\"X\n" +
+	"\x06bundle\x18\x03 \x03(\fR\x06bundle\x120\n" +
+	"\brevision\x18\x04 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12<\n" +
+	"\rcontrol_nodes\x18\x05 \x03(\v2\x17.iapmesh.v1.ControlNodeR\fcontrolNodes\x12\x17\n" +
+	"\amesh_id\x18\x06 \x01(\tR\x06meshId\x12!\n" +
+	"\ftrust_domain\x18\a \x01(\tR\vtrustDomain\"X\n" +
 	"\vControlNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -1871,90 +1804,87 @@ func file_iapmesh_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_iapmesh_v1_mesh_proto_rawDescData
 }
 
-var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(*JoinBody)(nil),                   // 0: iapmesh.v1.JoinBody
 	(*JoinRequest)(nil),                // 1: iapmesh.v1.JoinRequest
 	(*JoinResponse)(nil),               // 2: iapmesh.v1.JoinResponse
-	(*GossipKeys)(nil),                 // 3: iapmesh.v1.GossipKeys
-	(*ControlNode)(nil),                // 4: iapmesh.v1.ControlNode
-	(*ConfirmRequest)(nil),             // 5: iapmesh.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),            // 6: iapmesh.v1.ConfirmResponse
-	(*RelayJoinRequest)(nil),           // 7: iapmesh.v1.RelayJoinRequest
-	(*FollowRequest)(nil),              // 8: iapmesh.v1.FollowRequest
-	(*FollowStart)(nil),                // 9: iapmesh.v1.FollowStart
-	(*Ping)(nil),                       // 10: iapmesh.v1.Ping
-	(*FollowResponse)(nil),             // 11: iapmesh.v1.FollowResponse
-	(*Change)(nil),                     // 12: iapmesh.v1.Change
-	(*Entry)(nil),                      // 13: iapmesh.v1.Entry
-	(*Pong)(nil),                       // 14: iapmesh.v1.Pong
-	(*ReportRequest)(nil),              // 15: iapmesh.v1.ReportRequest
-	(*NodeReport)(nil),                 // 16: iapmesh.v1.NodeReport
-	(*ReportResponse)(nil),             // 17: iapmesh.v1.ReportResponse
-	(*RenewRequest)(nil),               // 18: iapmesh.v1.RenewRequest
-	(*RenewResponse)(nil),              // 19: iapmesh.v1.RenewResponse
-	(*AnnounceSigningKeyRequest)(nil),  // 20: iapmesh.v1.AnnounceSigningKeyRequest
-	(*AnnounceSigningKeyResponse)(nil), // 21: iapmesh.v1.AnnounceSigningKeyResponse
-	(*EndSessionRequest)(nil),          // 22: iapmesh.v1.EndSessionRequest
-	(*EndSessionResponse)(nil),         // 23: iapmesh.v1.EndSessionResponse
-	(*LeaveRequest)(nil),               // 24: iapmesh.v1.LeaveRequest
-	(*LeaveResponse)(nil),              // 25: iapmesh.v1.LeaveResponse
-	(*GossipMeta)(nil),                 // 26: iapmesh.v1.GossipMeta
-	(Role)(0),                          // 27: iapmesh.v1.Role
-	(*Addresses)(nil),                  // 28: iapmesh.v1.Addresses
-	(*Audience)(nil),                   // 29: iapmesh.v1.Audience
-	(*Revision)(nil),                   // 30: iapmesh.v1.Revision
-	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
+	(*ControlNode)(nil),                // 3: iapmesh.v1.ControlNode
+	(*ConfirmRequest)(nil),             // 4: iapmesh.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),            // 5: iapmesh.v1.ConfirmResponse
+	(*RelayJoinRequest)(nil),           // 6: iapmesh.v1.RelayJoinRequest
+	(*FollowRequest)(nil),              // 7: iapmesh.v1.FollowRequest
+	(*FollowStart)(nil),                // 8: iapmesh.v1.FollowStart
+	(*Ping)(nil),                       // 9: iapmesh.v1.Ping
+	(*FollowResponse)(nil),             // 10: iapmesh.v1.FollowResponse
+	(*Change)(nil),                     // 11: iapmesh.v1.Change
+	(*Entry)(nil),                      // 12: iapmesh.v1.Entry
+	(*Pong)(nil),                       // 13: iapmesh.v1.Pong
+	(*ReportRequest)(nil),              // 14: iapmesh.v1.ReportRequest
+	(*NodeReport)(nil),                 // 15: iapmesh.v1.NodeReport
+	(*ReportResponse)(nil),             // 16: iapmesh.v1.ReportResponse
+	(*RenewRequest)(nil),               // 17: iapmesh.v1.RenewRequest
+	(*RenewResponse)(nil),              // 18: iapmesh.v1.RenewResponse
+	(*AnnounceSigningKeyRequest)(nil),  // 19: iapmesh.v1.AnnounceSigningKeyRequest
+	(*AnnounceSigningKeyResponse)(nil), // 20: iapmesh.v1.AnnounceSigningKeyResponse
+	(*EndSessionRequest)(nil),          // 21: iapmesh.v1.EndSessionRequest
+	(*EndSessionResponse)(nil),         // 22: iapmesh.v1.EndSessionResponse
+	(*LeaveRequest)(nil),               // 23: iapmesh.v1.LeaveRequest
+	(*LeaveResponse)(nil),              // 24: iapmesh.v1.LeaveResponse
+	(*GossipMeta)(nil),                 // 25: iapmesh.v1.GossipMeta
+	(Role)(0),                          // 26: iapmesh.v1.Role
+	(*Addresses)(nil),                  // 27: iapmesh.v1.Addresses
+	(*Revision)(nil),                   // 28: iapmesh.v1.Revision
+	(*timestamppb.Timestamp)(nil),      // 29: google.protobuf.Timestamp
 }
 var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
-	27, // 0: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
-	28, // 1: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
-	29, // 2: iapmesh.v1.JoinResponse.audiences:type_name -> iapmesh.v1.Audience
-	30, // 3: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
-	4,  // 4: iapmesh.v1.JoinResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	30, // 5: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
-	1,  // 6: iapmesh.v1.RelayJoinRequest.join:type_name -> iapmesh.v1.JoinRequest
-	9,  // 7: iapmesh.v1.FollowRequest.start:type_name -> iapmesh.v1.FollowStart
-	10, // 8: iapmesh.v1.FollowRequest.ping:type_name -> iapmesh.v1.Ping
-	30, // 9: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
-	12, // 10: iapmesh.v1.FollowResponse.change:type_name -> iapmesh.v1.Change
-	14, // 11: iapmesh.v1.FollowResponse.pong:type_name -> iapmesh.v1.Pong
-	30, // 12: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
-	13, // 13: iapmesh.v1.Change.entries:type_name -> iapmesh.v1.Entry
-	30, // 14: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
-	30, // 15: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
-	16, // 16: iapmesh.v1.ReportRequest.report:type_name -> iapmesh.v1.NodeReport
-	30, // 17: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
-	31, // 18: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	31, // 19: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
-	14, // 20: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
-	30, // 21: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
-	30, // 22: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
-	30, // 23: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
-	27, // 24: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
-	1,  // 25: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
-	5,  // 26: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
-	7,  // 27: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
-	8,  // 28: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
-	15, // 29: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
-	18, // 30: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
-	20, // 31: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
-	22, // 32: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
-	24, // 33: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
-	2,  // 34: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
-	6,  // 35: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
-	2,  // 36: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
-	11, // 37: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
-	17, // 38: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
-	19, // 39: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
-	21, // 40: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
-	23, // 41: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
-	25, // 42: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
-	34, // [34:43] is the sub-list for method output_type
-	25, // [25:34] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	26, // 0: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
+	27, // 1: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
+	28, // 2: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
+	3,  // 3: iapmesh.v1.JoinResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
+	28, // 4: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
+	1,  // 5: iapmesh.v1.RelayJoinRequest.join:type_name -> iapmesh.v1.JoinRequest
+	8,  // 6: iapmesh.v1.FollowRequest.start:type_name -> iapmesh.v1.FollowStart
+	9,  // 7: iapmesh.v1.FollowRequest.ping:type_name -> iapmesh.v1.Ping
+	28, // 8: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
+	11, // 9: iapmesh.v1.FollowResponse.change:type_name -> iapmesh.v1.Change
+	13, // 10: iapmesh.v1.FollowResponse.pong:type_name -> iapmesh.v1.Pong
+	28, // 11: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
+	12, // 12: iapmesh.v1.Change.entries:type_name -> iapmesh.v1.Entry
+	28, // 13: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
+	28, // 14: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
+	15, // 15: iapmesh.v1.ReportRequest.report:type_name -> iapmesh.v1.NodeReport
+	28, // 16: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
+	29, // 17: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	29, // 18: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
+	13, // 19: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
+	28, // 20: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
+	28, // 21: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
+	28, // 22: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
+	26, // 23: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
+	1,  // 24: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
+	4,  // 25: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
+	6,  // 26: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
+	7,  // 27: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
+	14, // 28: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
+	17, // 29: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
+	19, // 30: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
+	21, // 31: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
+	23, // 32: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
+	2,  // 33: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
+	5,  // 34: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
+	2,  // 35: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
+	10, // 36: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
+	16, // 37: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
+	18, // 38: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
+	20, // 39: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
+	22, // 40: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
+	24, // 41: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
+	33, // [33:42] is the sub-list for method output_type
+	24, // [24:33] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_mesh_proto_init() }
@@ -1963,11 +1893,11 @@ func file_iapmesh_v1_mesh_proto_init() {
 		return
 	}
 	file_iapmesh_v1_state_proto_init()
-	file_iapmesh_v1_mesh_proto_msgTypes[8].OneofWrappers = []any{
+	file_iapmesh_v1_mesh_proto_msgTypes[7].OneofWrappers = []any{
 		(*FollowRequest_Start)(nil),
 		(*FollowRequest_Ping)(nil),
 	}
-	file_iapmesh_v1_mesh_proto_msgTypes[11].OneofWrappers = []any{
+	file_iapmesh_v1_mesh_proto_msgTypes[10].OneofWrappers = []any{
 		(*FollowResponse_Change)(nil),
 		(*FollowResponse_Pong)(nil),
 	}
@@ -1977,7 +1907,7 @@ func file_iapmesh_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_mesh_proto_rawDesc), len(file_iapmesh_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
