@@ -201,17 +201,11 @@ func (c *compiler) rule(id, place, label string, tree *ast.Policy, shape string)
 	c.places[id] = place
 	problems := flatten(c.linter.policy(tree))
 	if len(problems) == 0 && !c.shapes[shape] { // the linter bounds what the validator gets
-		for _, e := range flatten(c.validate(tree)) {
-			problems = append(problems, errors.New(c.linter.explain(e.Error())))
-		}
+		problems = c.linter.explain(flatten(c.validate(tree)))
 	}
 	if len(problems) > 0 {
-		seen := map[string]bool{}
 		for _, e := range problems {
-			if message := e.Error(); !seen[message] {
-				seen[message] = true
-				c.bad(label, "%s: %s", id, message)
-			}
+			c.bad(label, "%s: %v", id, e)
 		}
 		return
 	}

@@ -101,23 +101,46 @@ func hasWildcard(p types.Pattern) bool {
 	return false
 }
 
-// schemaWord finds the words of the schema; backticked, the ones that the validator complains about.
+// schemaWord finds the words of the schema; backticked, those that the validator complains about; forAction, where.
 var (
 	schemaWord = regexp.MustCompile(`[A-Za-z]+`)
 	backticked = regexp.MustCompile("`([^`]+)`")
+	forAction  = regexp.MustCompile(` for Action::"(\w+)"`)
 )
 
-// explain adds a suggestion to a validator's message that names something the schema does not have.
-func (l *linter) explain(message string) string {
+// explain merges what the validator says once per action, sorts it, and adds suggestions.
+func (l *linter) explain(problems []error) []error {
+	actions := map[string][]string{}
+	for _, e := range problems {
+		action := ""
+		if m := forAction.FindStringSubmatch(e.Error()); m != nil {
+			action = m[1]
+		}
+		message := forAction.ReplaceAllString(e.Error(), "")
+		actions[message] = append(actions[message], action)
+	}
+	var out []error
+	for _, message := range sortedKeys(actions) {
+		text := message
+		if names := sorted(actions[message]); names[0] != "" {
+			text += " (for " + strings.Join(names, ", ") + ")"
+		}
+		out = append(out, fault.New(fault.Invalid, "%s%s", text, l.hint(message)))
+	}
+	return out
+}
+
+// hint suggests a word of the schema for the first that the message names and the schema does not have.
+func (l *linter) hint(message string) string {
 	for _, m := range backticked.FindAllStringSubmatch(message, -1) {
 		for _, word := range schemaWord.FindAllString(m[1], -1) {
 			if slices.Contains(l.words, word) {
 				continue
 			}
 			if hint := suggest(word, l.words); strings.Contains(hint, "did you mean") {
-				return message + hint
+				return hint
 			}
 		}
 	}
-	return message
+	return ""
 }
