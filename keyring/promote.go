@@ -22,6 +22,7 @@ type PromoteFacts struct {
 	Now            time.Time
 	ListeningSince time.Time // when this leader began to take reports
 	Acks           []Ack
+	JWKSMaxAge     time.Duration // for how long applications keep a key set; 0: JWKSMaxAge
 }
 
 // Readiness says whether an announced key may sign, and if not, what it waits for.
@@ -52,7 +53,11 @@ func ReadyToPromote(k SigningKey, f PromoteFacts) Readiness {
 	slices.Sort(r.Waiting)
 	slices.Sort(r.Lagging)
 	if k.Kind == SigningAssertion {
-		r.NotBefore = k.AnnouncedAt.Add(2 * JWKSMaxAge)
+		maxAge := f.JWKSMaxAge
+		if maxAge == 0 {
+			maxAge = JWKSMaxAge
+		}
+		r.NotBefore = k.AnnouncedAt.Add(2 * maxAge)
 	}
 	r.Ready = k.State == SigningAnnounced && !k.Revision.IsZero() && acknowledged > 0 && len(r.Waiting) == 0 && !f.Now.Before(r.NotBefore)
 	return r

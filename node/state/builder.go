@@ -146,7 +146,7 @@ func (b *builder) record(e store.Entry) error {
 	case PrefixAudience:
 		return record(b.contents.Audiences, rest, e, sure(AudienceOf))
 	case PrefixSecret:
-		return record(b.contents.Secrets, rest, e, sure(secretOf))
+		return record(b.contents.Secrets, rest, e, sure(SecretOf))
 	case PrefixSigningKey:
 		return record(b.contents.SigningKeys, rest, e, func(p *iapmeshv1.SigningKey) (*keyring.SigningKey, error) { return SigningKeyOf(p, e.Revision), nil })
 	case PrefixRevocation:

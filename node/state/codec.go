@@ -242,7 +242,8 @@ func PutSecret(s *keyring.Secret) store.Entry {
 	})
 }
 
-func secretOf(p *iapmeshv1.Secret) *keyring.Secret {
+// SecretOf reads what PutSecret wrote.
+func SecretOf(p *iapmeshv1.Secret) *keyring.Secret {
 	return &keyring.Secret{Audience: p.Audience, Name: p.Name, Version: p.Version, Ciphertext: p.Ciphertext, At: Time(p.At)}
 }
 

@@ -1,0 +1,382 @@
+package control
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/revision"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+const joinVersion = 1
+
+// errJoin is the whole answer until the provisioning key's signature has verified: whoever cannot sign learns nothing, not even
+// whether the key exists.
+var errJoin = fault.New(fault.Unauthenticated, "join: unauthenticated: the key is unknown here, or the signature is not for this connection "+
+	"(a load balancer that terminates TLS between you and the mesh breaks it)")
+
+// JoinAttempt is a join as the control node that terminated TLS saw it.
+type JoinAttempt struct {
+	Request *iapmeshv1.JoinRequest
+	EKM     [32]byte
+	Source  netip.Addr
+}
+
+// joiner is an attempt whose signatures have verified.
+type joiner struct {
+	body    *iapmeshv1.JoinBody
+	csr     *x509.CertificateRequest
+	nodeKey ed25519.PublicKey // the request's
+	source  netip.Addr
+}
+
+// Join verifies an attempt and enrols its node, or says which rule refuses it. A refusal writes nothing to the state. The same
+// join id with the same keys gets the same node again.
+func (c *Controller) Join(ctx context.Context, a JoinAttempt) (*iapmeshv1.JoinResponse, error) {
+	term, _ := c.Leading()
+	if err := mustLead(term); err != nil {
+		return nil, err
+	}
+	j, err := c.authenticate(ctx, a)
+	if err != nil {
+		c.refused(ctx, a, "", err)
+		return nil, err
+	}
+	answer, err := c.enrol(ctx, j)
+	if err != nil {
+		c.refused(ctx, a, j.body.KeyId, err)
+		return nil, err
+	}
+	return answer, nil
+}
+
+func (c *Controller) refused(ctx context.Context, a JoinAttempt, key string, err error) {
+	c.Logger.Warn("join refused", "source", a.Source.String(), "key", key, "error", err)
+	if key == "" {
+		return // unauthenticated attempts are counted by whoever terminated TLS: a flood must not fill the trail
+	}
+	c.record(ctx, audit.KindJoin, "key/"+key, map[string]string{"decision": "refused", "source": a.Source.String(), "reason": err.Error()})
+}
+
+// authenticate verifies the three signatures over the exact bytes and this connection.
+func (c *Controller) authenticate(ctx context.Context, a JoinAttempt) (*joiner, error) {
+	body := a.Request.GetBody()
+	if len(body) == 0 || len(body) > keyring.MaxJoinBody {
+		return nil, fault.New(fault.Invalid, "join: body of %d bytes, want 1 to %d", len(body), keyring.MaxJoinBody)
+	}
+	b := &iapmeshv1.JoinBody{}
+	if err := proto.Unmarshal(body, b); err != nil || b.Version != joinVersion {
+		return nil, errJoin
+	}
+	v, err := c.view()
+	if err != nil {
+		return nil, err
+	}
+	key := v.Keyring.Keys[b.KeyId]
+	if key == nil {
+		return nil, errJoin
+	}
+	if err := keyring.VerifyJoin(keyring.SignerProvisioning, key.PublicKey, a.EKM, body, a.Request.ProvisioningSignature); err != nil {
+		return nil, errJoin
+	}
+	csr, err := keyring.ParseCSR(b.Csr)
+	if err != nil {
+		return nil, err
+	}
+	if len(b.JoinId) != 16 || len(b.SessionPublicKey) != ed25519.PublicKeySize {
+		return nil, fault.New(fault.Invalid, "join: join id of %d bytes, want 16; session key of %d, want %d", len(b.JoinId), len(b.SessionPublicKey), ed25519.PublicKeySize)
+	}
+	nodeKey := csr.PublicKey.(ed25519.PublicKey) // ParseCSR takes no other
+	if err := keyring.VerifyJoin(keyring.SignerNode, nodeKey, a.EKM, body, a.Request.NodeSignature); err != nil {
+		return nil, err
+	}
+	if err := keyring.VerifyJoin(keyring.SignerSession, b.SessionPublicKey, a.EKM, body, a.Request.SessionSignature); err != nil {
+		return nil, err
+	}
+	return &joiner{body: b, csr: csr, nodeKey: nodeKey, source: a.Source.Unmap()}, nil
+}
+
+// enrol decides uses, expiry and state inside one guarded commit.
+func (c *Controller) enrol(ctx context.Context, j *joiner) (*iapmeshv1.JoinResponse, error) {
+	var node keyring.Node
+	resumed := false
+	at, err := c.update(ctx, "join", func(t *tx) error {
+		key, err := t.key(j.body.KeyId)
+		if err != nil {
+			return err
+		}
+		id := keyring.NodeID(j.nodeKey)
+		known, err := t.node(id)
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		if other := t.View.Keyring.NodeByJoinID(hex.EncodeToString(j.body.JoinId)); known == nil && other != nil {
+			known = other // another node's join id: ResumeJoin refuses it
+		}
+		if known != nil {
+			node, resumed = *known, true
+			return keyring.ResumeJoin(*key, *known, keyring.JoinIdentity{
+				JoinID: hex.EncodeToString(j.body.JoinId), Key: key.ID, NodeKey: j.nodeKey, SessionKey: j.body.SessionPublicKey,
+			})
+		}
+		resumed = false
+		if node, err = c.admit(t, key, j); err != nil {
+			return err
+		}
+		t.put(state.PutNode(&node))
+		if err := c.firstSessionKey(t, &node); err != nil {
+			return err
+		}
+		return c.enlist(t, &node)
+	})
+	if err != nil {
+		return nil, err
+	}
+	cert, err := c.certify(&node, j.csr)
+	if err != nil {
+		return nil, err
+	}
+	c.record(ctx, audit.KindJoin, "key/"+j.body.KeyId, map[string]string{
+		"decision": "admitted", "node": node.ID, "name": node.Name, "region": node.Region, "source": j.source.String(), "resumed": boolWord(resumed),
+	})
+	c.Logger.Info("node joined", "node", node.ID, "name", node.Name, "region", node.Region, "key", j.body.KeyId, "resumed", resumed)
+	return c.welcome(&node, cert, at)
+}
+
+func (c *Controller) admit(t *tx, key *keyring.Key, j *joiner) (keyring.Node, error) {
+	b := j.body
+	admitted, err := keyring.AdmitJoin(*key, keyring.JoinFacts{
+		Now: t.Now, Node: keyring.NodeID(j.nodeKey), Name: b.Name, Roles: state.RolesOf(b.Roles), Region: b.Region, SourceIP: j.source,
+		ActiveNodes: t.View.Keyring.CountActive(key.ID),
+	})
+	if err != nil {
+		return keyring.Node{}, err
+	}
+	node, err := keyring.EnrolNode(admitted, keyring.EnrolRequest{
+		JoinID: hex.EncodeToString(b.JoinId), Name: b.Name, Region: b.Region, Roles: state.RolesOf(b.Roles), Addresses: state.AddressesOf(b.Addresses),
+		PublicKey: j.nodeKey, SealingPublicKey: b.SealingPublicKey, SessionPublicKey: b.SessionPublicKey,
+		CertExpiresAt: t.Now.Add(keyring.NodeCertLife), Now: t.Now,
+	})
+	if err != nil {
+		return keyring.Node{}, err
+	}
+	if err := uniqueName(t.View, &node); err != nil {
+		return keyring.Node{}, err
+	}
+	t.put(state.PutKey(&admitted))
+	return node, nil
+}
+
+// uniqueName keeps names, which people type, apart: a node that is gone gives its name back.
+func uniqueName(v *state.View, n *keyring.Node) error {
+	for _, other := range v.Keyring.Nodes {
+		if other.Name == n.Name && other.ID != n.ID && other.Trusted() {
+			return fault.New(fault.Conflict, "name %q is node %s's in %s: give this one another, or let that one leave", n.Name, other.ID, other.Region)
+		}
+	}
+	return nil
+}
+
+func (c *Controller) firstSessionKey(t *tx, n *keyring.Node) error {
+	if !n.HasRole(keyring.RoleProxy) {
+		return nil
+	}
+	key, err := keyring.AnnounceSessionKey(*n, n.SessionPublicKey, t.View.Keyring.SigningKeys, t.Now)
+	if err != nil {
+		return err
+	}
+	t.put(state.PutSigningKey(&key))
+	return nil
+}
+
+// certify issues a node's certificate under the active authority.
+func (c *Controller) certify(n *keyring.Node, csr *x509.CertificateRequest) ([]byte, error) {
+	v, err := c.view()
+	if err != nil {
+		return nil, err
+	}
+	authority, key, err := c.authority(v)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := keyring.IssueNode(*authority, key, csr, keyring.NodeTemplate{
+		TrustDomain: v.Keyring.Mesh.TrustDomain, Region: n.Region, NodeID: n.ID, Control: n.HasRole(keyring.RoleControl), Now: c.now(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return cert.Raw, nil
+}
+
+// authority returns the active authority and its private key, opened from audience control.
+func (c *Controller) authority(v *state.View) (*keyring.Authority, ed25519.PrivateKey, error) {
+	a := v.Keyring.ActiveAuthority()
+	if a == nil {
+		return nil, nil, fault.New(fault.Internal, "the mesh has no active authority")
+	}
+	seed, err := c.Secrets.Open(v.Keyring, keyring.AudienceControl, caSecret(a.Serial))
+	if err != nil {
+		return nil, nil, fmt.Errorf("authority %s: private key: %w", a.Serial, err)
+	}
+	if len(seed) != ed25519.SeedSize {
+		return nil, nil, fault.New(fault.Internal, "authority %s: private key of %d bytes", a.Serial, len(seed))
+	}
+	return a, ed25519.NewKeyFromSeed(seed), nil
+}
+
+func caSecret(serial string) string { return "ca-" + serial }
+
+func (c *Controller) welcome(n *keyring.Node, cert []byte, at revision.Revision) (*iapmeshv1.JoinResponse, error) {
+	v, err := c.view()
+	if err != nil {
+		return nil, err
+	}
+	out := &iapmeshv1.JoinResponse{
+		NodeId: n.ID, Certificate: cert, Bundle: bundle(v), Revision: state.RevisionProto(at),
+		ControlNodes: ControlNodes(v, c.NodeID), MeshId: v.Keyring.Mesh.ID, TrustDomain: v.Keyring.Mesh.TrustDomain,
+	}
+	return out, nil
+}
+
+func bundle(v *state.View) [][]byte {
+	var roots [][]byte
+	for _, a := range v.Keyring.Authorities {
+		roots = append(roots, a.Certificate.Raw)
+	}
+	slices.SortFunc(roots, slices.Compare)
+	return roots
+}
+
+// ControlNodes lists where control nodes are reached, the first one first.
+func ControlNodes(v *state.View, first string) []*iapmeshv1.ControlNode {
+	var out []*iapmeshv1.ControlNode
+	for _, n := range sortedNodes(v) {
+		if n.Trusted() && n.HasRole(keyring.RoleControl) && n.Addresses.Mesh != "" {
+			out = append(out, &iapmeshv1.ControlNode{NodeId: n.ID, Region: n.Region, Address: n.Addresses.Mesh})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *iapmeshv1.ControlNode) int {
+		return boolInt(b.NodeId == first) - boolInt(a.NodeId == first)
+	})
+	return out
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func boolWord(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// Confirm turns enrolled into active, once the node has come with its new certificate.
+func (c *Controller) Confirm(ctx context.Context, nodeID string) (revision.Revision, error) {
+	return c.update(ctx, "confirm", func(t *tx) error {
+		n, err := t.node(nodeID)
+		if err != nil {
+			return err
+		}
+		if n.State == keyring.NodeActive {
+			return nil
+		}
+		confirmed, err := keyring.ConfirmNode(*n, t.Now)
+		if err != nil {
+			return err
+		}
+		t.put(state.PutNode(&confirmed))
+		return nil
+	})
+}
+
+// Renew issues the next certificate for an enrolled node's own key, and brings a lapsed node back.
+func (c *Controller) Renew(ctx context.Context, nodeID string, csr []byte) (*iapmeshv1.RenewResponse, error) {
+	request, err := keyring.ParseCSR(csr)
+	if err != nil {
+		return nil, err
+	}
+	var node keyring.Node
+	_, err = c.update(ctx, "renew", func(t *tx) error {
+		n, err := t.node(nodeID)
+		if err != nil {
+			return err
+		}
+		if !n.PublicKey.Equal(request.PublicKey) {
+			return fault.New(fault.Denied, "node %s: the request is for another key than its own", nodeID)
+		}
+		node = *n
+		if n.State == keyring.NodeLapsed {
+			if node, err = keyring.RecoverNode(*n, t.Now); err != nil {
+				return err
+			}
+		}
+		node.CertExpiresAt = t.Now.Add(keyring.NodeCertLife)
+		t.put(state.PutNode(&node))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	cert, err := c.certify(&node, request)
+	if err != nil {
+		return nil, err
+	}
+	v, err := c.view()
+	if err != nil {
+		return nil, err
+	}
+	return &iapmeshv1.RenewResponse{Certificate: cert, Bundle: bundle(v)}, nil
+}
+
+// Leave makes a node depart at its own wish. A control node hands its vote over first.
+func (c *Controller) Leave(ctx context.Context, nodeID string) (revision.Revision, error) {
+	return c.update(ctx, "leave", func(t *tx) error {
+		n, err := t.node(nodeID)
+		if err != nil {
+			return err
+		}
+		if err := c.keepsQuorum(t, nodeID); err != nil {
+			return err
+		}
+		gone, err := keyring.DepartNode(*n, "left", t.Now)
+		if err != nil {
+			return err
+		}
+		t.put(state.PutNode(&gone))
+		return c.stopSigning(t, nodeID)
+	})
+}
+
+func (c *Controller) stopSigning(t *tx, nodeID string) error {
+	for _, k := range t.View.Keyring.SigningKeys {
+		if k.Node != nodeID || (k.State != keyring.SigningActive && k.State != keyring.SigningAnnounced) {
+			continue
+		}
+		fresh, err := t.signingKey(k.KID)
+		if err != nil {
+			return err
+		}
+		stopped, err := keyring.StopSigning(*fresh, t.Now)
+		if err != nil {
+			return err
+		}
+		t.put(state.PutSigningKey(&stopped))
+	}
+	return nil
+}

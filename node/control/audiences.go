@@ -1,0 +1,278 @@
+package control
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/revision"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/keyring/seal"
+	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// Names of the secrets that the leader itself makes.
+const (
+	SecretGossipRing = "ring"    // audience gossip: 32-byte keys, one after another; the first encrypts
+	SecretHandoff    = "handoff" // audience proxies: 32 bytes
+)
+
+// wanted is the audiences that there should be, each with its members: the nodes that must open its secrets. Control nodes are
+// members of all: whoever leads must be able to add a member.
+func wanted(nodes map[string]*keyring.Node) map[string]map[string][]byte {
+	out := map[string]map[string][]byte{}
+	add := func(audience string, n *keyring.Node) {
+		if out[audience] == nil {
+			out[audience] = map[string][]byte{}
+		}
+		out[audience][n.ID] = n.SealingPublicKey
+	}
+	for _, n := range nodes {
+		if !n.Trusted() {
+			continue
+		}
+		add(keyring.AudienceGossip, n)
+		if n.HasRole(keyring.RoleProxy) {
+			add(keyring.AudienceProxies, n)
+			add(keyring.AssertAudience(n.Region, n.RouteSelector), n)
+		}
+	}
+	for _, n := range nodes {
+		if n.Trusted() && n.HasRole(keyring.RoleControl) {
+			add(keyring.AudienceControl, n)
+			for audience := range out {
+				add(audience, n)
+			}
+		}
+	}
+	return out
+}
+
+// enlist makes a joining node a member of its audiences, in the commit that enrols it: it can open what it needs with its first
+// view. An audience that is new with it begins with its first secret.
+func (c *Controller) enlist(t *tx, n *keyring.Node) error {
+	nodes := maps.Clone(t.View.Keyring.Nodes)
+	nodes[n.ID] = n
+	for name, members := range wanted(nodes) {
+		if _, member := members[n.ID]; !member {
+			continue
+		}
+		if err := c.align(t, name, members); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// align brings one audience in step with its members: it begins it, adds who is missing, or, if somebody has to go, begins a new
+// version under a new key with every secret encrypted again, so that the old key opens nothing that is written from here on.
+func (c *Controller) align(t *tx, name string, members map[string][]byte) error {
+	a, err := t.audience(name)
+	if fault.Is(err, fault.NotFound) {
+		return c.beginAudience(t, name, members)
+	}
+	if err != nil {
+		return err
+	}
+	missing, extra := compareMembers(a, members)
+	switch {
+	case len(extra) > 0:
+		return c.rotateAudience(t, a, members)
+	case len(missing) > 0:
+		key, err := c.Secrets.Audience(a)
+		if err != nil {
+			return err
+		}
+		next := *a
+		for _, id := range missing {
+			if next, err = seal.AddMember(next, key, id, members[id]); err != nil {
+				return err
+			}
+		}
+		t.put(state.PutAudience(&next))
+	}
+	return nil
+}
+
+func compareMembers(a *keyring.Audience, members map[string][]byte) (missing, extra []string) {
+	have := map[string]bool{}
+	for _, w := range a.Wraps {
+		have[w.Node] = true
+		if _, ok := members[w.Node]; !ok {
+			extra = append(extra, w.Node)
+		}
+	}
+	for id := range members {
+		if !have[id] {
+			missing = append(missing, id)
+		}
+	}
+	slices.Sort(missing)
+	return missing, extra
+}
+
+func (c *Controller) beginAudience(t *tx, name string, members map[string][]byte) error {
+	a, key, err := seal.NewAudience(name, members, t.Now)
+	if err != nil {
+		return err
+	}
+	t.put(state.PutAudience(&a))
+	switch {
+	case name == keyring.AudienceGossip:
+		return c.makeSecret(t, key, SecretGossipRing, 32)
+	case name == keyring.AudienceProxies:
+		return c.makeSecret(t, key, SecretHandoff, 32)
+	case strings.HasPrefix(name, "assert/"):
+		region, selector := assertSlot(name)
+		return c.announceAssertion(t, key, region, selector)
+	}
+	return nil
+}
+
+func assertSlot(audience string) (region, selector string) {
+	region, selector, _ = strings.Cut(strings.TrimPrefix(audience, "assert/"), "/")
+	if selector == "_" {
+		selector = ""
+	}
+	return region, selector
+}
+
+func (c *Controller) makeSecret(t *tx, key seal.AudienceKey, name string, size int) error {
+	value := make([]byte, size)
+	if _, err := c.Random.Read(value); err != nil {
+		return err
+	}
+	return putSecret(t, key, name, value)
+}
+
+func putSecret(t *tx, key seal.AudienceKey, name string, value []byte) error {
+	s, err := seal.SealSecret(key, name, value, t.Now)
+	if err != nil {
+		return err
+	}
+	if _, err := t.get(state.SecretPath(s.Audience, s.Name)); err != nil {
+		return err
+	}
+	t.put(state.PutSecret(&s))
+	return nil
+}
+
+// rotateAudience begins an audience's next version for exactly these members. What the departed could open is renewed where the
+// leader makes it: an assertion key gets a successor, the hand-off key a new value; the rest is encrypted again.
+func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[string][]byte) error {
+	old, err := c.Secrets.Audience(a)
+	if err != nil {
+		return err
+	}
+	next, key, err := seal.Rotate(*a, members, t.Now)
+	if err != nil {
+		return err
+	}
+	t.put(state.PutAudience(&next))
+	for _, s := range t.View.Keyring.Secrets {
+		if s.Audience != a.Name {
+			continue
+		}
+		fresh, err := t.secret(s.Audience, s.Name)
+		if err != nil {
+			return err
+		}
+		if a.Name == keyring.AudienceProxies && s.Name == SecretHandoff {
+			if err := c.makeSecret(t, key, SecretHandoff, 32); err != nil {
+				return err
+			}
+			continue
+		}
+		resealed, err := seal.Reseal(old, key, *fresh, t.Now)
+		if err != nil {
+			return fmt.Errorf("audience %s: secret %s: %w", a.Name, s.Name, err)
+		}
+		t.put(state.PutSecret(&resealed))
+		if err := renewAssertionKey(t, s.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// renewAssertionKey asks for a successor if the secret is an active assertion key's private half.
+func renewAssertionKey(t *tx, kid string) error {
+	if k := t.View.Keyring.SigningKeys[kid]; k == nil || k.State != keyring.SigningActive {
+		return nil
+	}
+	fresh, err := t.signingKey(kid)
+	if err != nil {
+		return err
+	}
+	asked, err := keyring.RequestRotation(*fresh)
+	if err != nil {
+		return err
+	}
+	t.put(state.PutSigningKey(&asked))
+	return nil
+}
+
+func (t *tx) secret(audience, name string) (*keyring.Secret, error) {
+	return read(t, state.SecretPath(audience, name), "secret "+audience+"/"+name, func(p *iapmeshv1.Secret) (*keyring.Secret, error) { return state.SecretOf(p), nil })
+}
+
+// announceAssertion makes an assertion key for a slot and stores its private half under the slot's audience.
+func (c *Controller) announceAssertion(t *tx, key seal.AudienceKey, region, selector string) error {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), c.Random)
+	if err != nil {
+		return err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		return err
+	}
+	k, err := keyring.AnnounceAssertionKey(region, selector, spki, t.View.Keyring.SigningKeys, t.Now)
+	if err != nil {
+		return err
+	}
+	if _, err := t.get(state.SigningKeyPath(k.KID)); err != nil {
+		return err
+	}
+	t.put(state.PutSigningKey(&k))
+	return putSecret(t, key, k.KID, der)
+}
+
+// SetSecret stores a value for the proxies, such as an identity provider's client secret. It is never read back by the API.
+func (c *Controller) SetSecret(ctx context.Context, by, name string, value []byte) (revision.Revision, error) {
+	if err := keyring.ValidName("secret", name); err != nil {
+		return revision.Revision{}, err
+	}
+	if len(value) == 0 || len(value) > 64<<10 {
+		return revision.Revision{}, fault.New(fault.Invalid, "secret %s: %d bytes, want 1 to %d", name, len(value), 64<<10)
+	}
+	at, err := c.update(ctx, "set secret "+name, func(t *tx) error {
+		a, err := t.audience(keyring.AudienceProxies)
+		if err != nil {
+			return err
+		}
+		key, err := c.Secrets.Audience(a)
+		if err != nil {
+			return err
+		}
+		return putSecret(t, key, UserSecret(name), value)
+	})
+	if err == nil {
+		c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "secret.set", "name": name})
+	}
+	return at, err
+}
+
+// UserSecret is under which name an operator's secret lies, apart from those that the leader makes.
+func UserSecret(name string) string { return "user-" + name }

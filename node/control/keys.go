@@ -1,0 +1,204 @@
+package control
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/revision"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// IssueKey registers the public half of a new provisioning key.
+func (c *Controller) IssueKey(ctx context.Context, by string, req *iapmeshv1.IssueKeyRequest) (*keyring.Key, revision.Revision, error) {
+	cidrs, err := prefixes(req.SourceCidrs)
+	if err != nil {
+		return nil, revision.Revision{}, err
+	}
+	var issued keyring.Key
+	at, err := c.update(ctx, "issue key "+req.Name, func(t *tx) error {
+		var err error
+		issued, err = keyring.IssueKey(keyring.KeyRequest{
+			PublicKey: req.PublicKey, Name: req.Name, Grants: state.RolesOf(req.Grants), Regions: req.Regions, RouteSelector: req.RouteSelector,
+			SourceCIDRs: cidrs, NotBefore: state.Time(req.NotBefore), TTL: req.Ttl.AsDuration(), MaxUses: req.MaxUses, MaxActive: req.MaxActive,
+			By: by, Now: t.Now,
+		})
+		if err != nil {
+			return err
+		}
+		if have, err := t.get(state.KeyPath(issued.ID)); err != nil || have != nil {
+			if err == nil {
+				err = fault.New(fault.Conflict, "key %s is there already", issued.ID)
+			}
+			return err
+		}
+		t.put(state.PutKey(&issued))
+		return nil
+	})
+	if err != nil {
+		return nil, at, err
+	}
+	c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "key.issue", "key": issued.ID, "name": issued.Name, "grants": joined(issued.Grants)})
+	return &issued, at, nil
+}
+
+// RotateKey gives a key a successor.
+func (c *Controller) RotateKey(ctx context.Context, by string, req *iapmeshv1.RotateKeyRequest) (before, after *keyring.Key, at revision.Revision, err error) {
+	at, err = c.update(ctx, "rotate key", func(t *tx) error {
+		k, err := t.findKey(req.Key)
+		if err != nil {
+			return err
+		}
+		predecessor, successor, err := keyring.RotateKey(*k, keyring.RotateRequest{
+			SuccessorPublicKey: req.SuccessorPublicKey, Grace: req.Grace.AsDuration(), TTL: req.Ttl.AsDuration(), By: by, Now: t.Now,
+		})
+		if err != nil {
+			return err
+		}
+		if have, err := t.get(state.KeyPath(successor.ID)); err != nil || have != nil {
+			if err == nil {
+				err = fault.New(fault.Conflict, "key %s is there already", successor.ID)
+			}
+			return err
+		}
+		t.put(state.PutKey(&predecessor))
+		t.put(state.PutKey(&successor))
+		before, after = &predecessor, &successor
+		return nil
+	})
+	if err != nil {
+		return nil, nil, at, err
+	}
+	c.record(ctx, audit.KindRotation, by, map[string]string{"action": "key.rotate", "key": before.ID, "successor": after.ID})
+	return before, after, at, nil
+}
+
+// RevokeKey revokes a key and, by its cascade, the nodes under it; a dry run only says which.
+func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.RevokeKeyRequest) (*keyring.Key, []keyring.Node, revision.Revision, error) {
+	cascade := state.CascadeOf(req.Cascade)
+	if req.Cascade == iapmeshv1.Cascade_CASCADE_UNSPECIFIED {
+		cascade = keyring.CascadeKeep
+	}
+	var revoked keyring.Key
+	var affected []keyring.Node
+	at, err := c.update(ctx, "revoke key", func(t *tx) error {
+		k, err := t.findKey(req.Key)
+		if err != nil {
+			return err
+		}
+		under, err := t.nodesUnder(k.ID)
+		if err != nil {
+			return err
+		}
+		revoked, affected, err = keyring.RevokeKey(*k, under, keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, Now: t.Now})
+		if err != nil {
+			return err
+		}
+		if err := c.keepsQuorum(t, nodeIDs(affected)...); err != nil {
+			return err
+		}
+		if req.DryRun {
+			return nil
+		}
+		t.put(state.PutKey(&revoked))
+		for i := range affected {
+			t.put(state.PutNode(&affected[i]))
+			if err := c.revokeSigningKeysOf(t, affected[i].ID, "key "+k.ID+" revoked"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, at, err
+	}
+	if !req.DryRun {
+		c.record(ctx, audit.KindRevocation, by, map[string]string{
+			"action": "key.revoke", "key": revoked.ID, "cascade": string(cascade), "reason": req.Reason, "nodes": strings.Join(nodeIDs(affected), " "),
+		})
+	}
+	return &revoked, affected, at, nil
+}
+
+// findKey reads and guards a key by id or name.
+func (t *tx) findKey(ref string) (*keyring.Key, error) {
+	found, err := t.View.Keyring.FindKey(ref)
+	if err != nil {
+		return nil, err
+	}
+	return t.key(found.ID)
+}
+
+// nodesUnder reads and guards the nodes that a key's revocation reaches.
+func (t *tx) nodesUnder(keyID string) ([]*keyring.Node, error) {
+	var under []*keyring.Node
+	for _, n := range t.View.Keyring.NodesUnder(keyID) {
+		fresh, err := t.node(n.ID)
+		if err != nil {
+			return nil, err
+		}
+		under = append(under, fresh)
+	}
+	return under, nil
+}
+
+// keepsQuorum refuses to take nodes away whose votes the mesh needs.
+func (c *Controller) keepsQuorum(t *tx, removing ...string) error {
+	var ids []string
+	if c.Voters != nil {
+		servers, err := c.Voters.Servers(t.ctx)
+		if err != nil {
+			return err
+		}
+		for _, s := range servers {
+			if s.Voter {
+				ids = append(ids, s.ID)
+			}
+		}
+	}
+	return keyring.QuorumAfter(t.View.Keyring.Nodes, ids, removing)
+}
+
+func prefixes(cidrs []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range cidrs {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "source_cidrs: %.60q: want a CIDR such as 10.0.0.0/8", s)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func nodeIDs(nodes []keyring.Node) []string {
+	ids := make([]string, 0, len(nodes))
+	for _, n := range nodes {
+		ids = append(ids, n.ID)
+	}
+	return ids
+}
+
+func joined[S ~string](words []S) string {
+	parts := make([]string, 0, len(words))
+	for _, w := range words {
+		parts = append(parts, string(w))
+	}
+	return strings.Join(parts, ",")
+}
+
+// Keys lists provisioning keys, newest first.
+func Keys(v *state.View) []*keyring.Key {
+	return slices.SortedFunc(maps.Values(v.Keyring.Keys), func(a, b *keyring.Key) int {
+		if c := b.CreatedAt.Compare(a.CreatedAt); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+}

@@ -1,0 +1,305 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/state"
+)
+
+// loop is the leader's own work, at each tick, each new view and each report: what acknowledges lets keys sign, what time ends is
+// ended, what members change is wrapped anew. Each duty commits by itself; one that is refused is logged and tried again.
+func (c *Controller) loop(ctx context.Context) error {
+	ticker := time.NewTicker(c.Tick)
+	defer ticker.Stop()
+	for {
+		changed, reported := c.Source.Changed(), c.Reports.Changed()
+		for _, duty := range []struct {
+			name string
+			do   func(context.Context, *state.View) error
+		}{
+			{"align audiences", c.alignAudiences},
+			{"move signing keys", c.moveSigningKeys},
+			{"rotate assertion keys", c.rotateAssertionKeys},
+			{"sweep", c.sweep},
+			{"promote control nodes", c.promoteVoters},
+		} {
+			v := c.Source.Load()
+			if v == nil || ctx.Err() != nil {
+				break
+			}
+			if err := duty.do(ctx, v); err != nil && ctx.Err() == nil {
+				c.Logger.Warn("leader's duty put off", "duty", duty.name, "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		case <-changed:
+		case <-reported:
+		}
+	}
+}
+
+// alignAudiences brings every audience in step with the nodes.
+func (c *Controller) alignAudiences(ctx context.Context, v *state.View) error {
+	for name, members := range wanted(v.Keyring.Nodes) {
+		if a := v.Keyring.Audiences[name]; a != nil {
+			if missing, extra := compareMembers(a, members); len(missing)+len(extra) == 0 {
+				continue
+			}
+		}
+		_, err := c.update(ctx, "align audience "+name, func(t *tx) error {
+			return c.align(t, name, wanted(t.View.Keyring.Nodes)[name])
+		})
+		if err != nil {
+			return err
+		}
+		c.Logger.Info("audience aligned", "audience", name, "members", len(members))
+	}
+	return nil
+}
+
+// moveSigningKeys lets announced keys sign once every live node can verify them, and ends those whose tokens are over.
+func (c *Controller) moveSigningKeys(ctx context.Context, v *state.View) error {
+	for _, k := range v.Keyring.SigningKeys {
+		var move func(t *tx, k *keyring.SigningKey) ([]keyring.SigningKey, error)
+		switch k.State {
+		case keyring.SigningAnnounced:
+			if !c.Readiness(v, k).Ready {
+				continue
+			}
+			move = func(t *tx, k *keyring.SigningKey) ([]keyring.SigningKey, error) {
+				return keyring.Promote(*k, t.View.Keyring.SigningKeys, t.Now)
+			}
+		case keyring.SigningVerifyOnly:
+			if _, over := keyring.SweepSigningKey(*k, c.now()); !over {
+				continue
+			}
+			move = func(t *tx, k *keyring.SigningKey) ([]keyring.SigningKey, error) {
+				swept, _ := keyring.SweepSigningKey(*k, t.Now)
+				return []keyring.SigningKey{swept}, nil
+			}
+		case keyring.SigningRetired:
+			move = c.destroy
+		default:
+			continue
+		}
+		if err := c.moveSigningKey(ctx, k.KID, move); err != nil && !fault.Is(err, fault.Conflict) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Controller) moveSigningKey(ctx context.Context, kid string, move func(*tx, *keyring.SigningKey) ([]keyring.SigningKey, error)) error {
+	var from keyring.SigningState
+	var moved []keyring.SigningKey
+	at, err := c.update(ctx, "move signing key "+kid, func(t *tx) error {
+		k, err := t.signingKey(kid)
+		if err != nil {
+			return err
+		}
+		from = k.State
+		if moved, err = move(t, k); err != nil {
+			return err
+		}
+		for i := range moved {
+			if _, err := t.signingKey(moved[i].KID); err != nil { // guards each key that changes with it
+				return err
+			}
+			t.put(state.PutSigningKey(&moved[i]))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range moved {
+		if k.KID == kid {
+			c.Logger.Info("signing key moved", "kid", kid, "kind", string(k.Kind), "from", string(from), "to", string(k.State), "revision", at.String())
+			c.record(ctx, audit.KindRotation, "leader", map[string]string{"action": "signing-key", "kid": kid, "from": string(from), "to": string(k.State), "revision": at.String()})
+		}
+	}
+	return nil
+}
+
+// destroy drops the private half of a retired assertion key from the state; a session key's lies with its node, which deletes it
+// when it sees the key retired.
+func (c *Controller) destroy(t *tx, k *keyring.SigningKey) ([]keyring.SigningKey, error) {
+	if k.Kind == keyring.SigningAssertion {
+		path := state.SecretPath(keyring.AssertAudience(k.Region, k.RouteSelector), k.KID)
+		if _, err := t.get(path); err != nil {
+			return nil, err
+		}
+		t.del(path)
+	}
+	gone, err := keyring.DestroySigningKey(*k, t.Now)
+	return []keyring.SigningKey{gone}, err
+}
+
+// Readiness says whether an announced key may sign, and which nodes it waits for.
+func (c *Controller) Readiness(v *state.View, k *keyring.SigningKey) keyring.Readiness {
+	_, since := c.Leading()
+	facts := keyring.PromoteFacts{Now: c.now(), ListeningSince: since, JWKSMaxAge: jwksMaxAge(v)}
+	for _, n := range v.Keyring.Nodes {
+		if !n.Trusted() {
+			continue
+		}
+		report, _ := c.Reports.Get(n.ID)
+		facts.Acks = append(facts.Acks, keyring.Ack{Node: n.ID, Revision: state.RevisionOf(report.GetRevision()), ReportedAt: report.At})
+	}
+	return keyring.ReadyToPromote(*k, facts)
+}
+
+func jwksMaxAge(v *state.View) time.Duration {
+	if v.Config.Settings == nil {
+		return keyring.JWKSMaxAge
+	}
+	return time.Duration(v.Config.Settings.JWKSMaxAge)
+}
+
+// rotateAssertionKeys announces the next key of each slot whose active one is old, asked to go, or missing.
+func (c *Controller) rotateAssertionKeys(ctx context.Context, v *state.View) error {
+	for name := range wanted(v.Keyring.Nodes) {
+		a := v.Keyring.Audiences[name]
+		region, selector := assertSlot(name)
+		if a == nil || name != keyring.AssertAudience(region, selector) || !c.slotWantsKey(v, region, selector) {
+			continue
+		}
+		_, err := c.update(ctx, "announce assertion key for "+region, func(t *tx) error {
+			if !c.slotWantsKey(t.View, region, selector) {
+				return nil
+			}
+			a, err := t.audience(name)
+			if err != nil {
+				return err
+			}
+			key, err := c.Secrets.Audience(a)
+			if err != nil {
+				return err
+			}
+			return c.announceAssertion(t, key, region, selector)
+		})
+		if err != nil {
+			return err
+		}
+		c.Logger.Info("assertion key announced", "region", region, "selector", selector)
+	}
+	return nil
+}
+
+func (c *Controller) slotWantsKey(v *state.View, region, selector string) bool {
+	period := 24 * time.Hour
+	if v.Config.Settings != nil {
+		period = time.Duration(v.Config.Settings.AssertionKeyRotation)
+	}
+	wants := true
+	for _, k := range v.Keyring.SigningKeys {
+		if k.Kind != keyring.SigningAssertion || k.Region != region || k.RouteSelector != selector {
+			continue
+		}
+		switch k.State {
+		case keyring.SigningAnnounced:
+			return false
+		case keyring.SigningActive:
+			wants = k.RotateRequested || c.Now().Sub(k.ActiveAt) >= period
+		}
+	}
+	return wants
+}
+
+// sweep does what time does to keys, nodes and revocations.
+func (c *Controller) sweep(ctx context.Context, v *state.View) error {
+	now := c.now()
+	_, leadingSince := c.Leading()
+	for _, k := range v.Keyring.Keys {
+		if _, changed := keyring.SweepKey(*k, now); changed {
+			if err := c.sweepKey(ctx, k.ID); err != nil {
+				return err
+			}
+		}
+	}
+	for _, n := range v.Keyring.Nodes {
+		silent := leadingSince
+		if report, ok := c.Reports.Get(n.ID); ok && report.At.After(silent) {
+			silent = report.At
+		}
+		if _, changed, _ := keyring.SweepNode(*n, silent, now); changed {
+			if err := c.sweepNode(ctx, n.ID, silent); err != nil {
+				return err
+			}
+		}
+	}
+	for _, kind := range v.Keyring.Revocations {
+		for _, r := range kind {
+			if r.Over(now) {
+				if err := c.prune(ctx, r); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (c *Controller) sweepKey(ctx context.Context, id string) error {
+	_, err := c.update(ctx, "sweep key "+id, func(t *tx) error {
+		k, err := t.key(id)
+		if err != nil {
+			return err
+		}
+		if swept, changed := keyring.SweepKey(*k, t.Now); changed {
+			t.put(state.PutKey(&swept))
+		}
+		return nil
+	})
+	return err
+}
+
+func (c *Controller) sweepNode(ctx context.Context, id string, silent time.Time) error {
+	_, err := c.update(ctx, "sweep node "+id, func(t *tx) error {
+		n, err := t.node(id)
+		if err != nil {
+			return err
+		}
+		swept, changed, returnUse := keyring.SweepNode(*n, silent, t.Now)
+		if !changed {
+			return nil
+		}
+		t.put(state.PutNode(&swept))
+		if swept.State == keyring.NodeDeparted {
+			if err := c.stopSigning(t, id); err != nil {
+				return err
+			}
+		}
+		if !returnUse {
+			return nil
+		}
+		k, err := t.key(n.ProvisioningKey)
+		if err != nil {
+			return err
+		}
+		returned := keyring.ReturnUse(*k, id, t.Now)
+		t.put(state.PutKey(&returned))
+		return nil
+	})
+	return err
+}
+
+func (c *Controller) prune(ctx context.Context, r *keyring.Revocation) error {
+	_, err := c.update(ctx, "prune the revocation of "+r.Value, func(t *tx) error {
+		if _, err := t.get(state.RevocationPath(r.Kind, r.Value)); err != nil {
+			return err
+		}
+		if now := t.View.Keyring.Revocations[r.Kind][r.Value]; now != nil && now.Over(t.Now) {
+			t.del(state.RevocationPath(r.Kind, r.Value))
+		}
+		return nil
+	})
+	return err
+}

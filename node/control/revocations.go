@@ -1,0 +1,171 @@
+package control
+
+import (
+	"context"
+	"strings"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/revision"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// Revoke refuses a session, a user, a node or a signing key from the returned revision on.
+func (c *Controller) Revoke(ctx context.Context, by string, req *iapmeshv1.RevokeRequest) (resolved string, at revision.Revision, err error) {
+	if req.Block && req.Target != iapmeshv1.RevokeTarget_REVOKE_TARGET_USER {
+		return "", at, fault.New(fault.Invalid, "block: only a user's sign-ins can be blocked")
+	}
+	switch req.Target {
+	case iapmeshv1.RevokeTarget_REVOKE_TARGET_SESSION:
+		resolved = req.Value
+		at, err = c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSession, Value: req.Value, Reason: req.Reason, By: by})
+	case iapmeshv1.RevokeTarget_REVOKE_TARGET_USER:
+		resolved = req.Value
+		at, err = c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSubject, Value: req.Value, Block: req.Block, Reason: req.Reason, By: by})
+	case iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE:
+		resolved, at, err = c.revokeNode(ctx, req.Value, req.Reason)
+	case iapmeshv1.RevokeTarget_REVOKE_TARGET_SIGNING_KEY:
+		resolved = req.Value
+		at, err = c.revokeSigningKey(ctx, req.Value, req.Reason)
+	default:
+		return "", at, fault.New(fault.Invalid, "target: want session, user, node or signing-key")
+	}
+	if err != nil {
+		return "", at, err
+	}
+	target := strings.ToLower(strings.TrimPrefix(req.Target.String(), "REVOKE_TARGET_"))
+	c.record(ctx, audit.KindRevocation, by, map[string]string{"action": "revoke." + target, "value": resolved, "reason": req.Reason, "block": boolWord(req.Block), "revision": at.String()})
+	return resolved, at, nil
+}
+
+// EndSession revokes one session at its user's sign-out, on the word of the node that he signed out at.
+func (c *Controller) EndSession(ctx context.Context, node, session, subject string) (revision.Revision, error) {
+	at, err := c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSession, Value: session, Reason: "signed out", By: "node/" + node})
+	if err == nil {
+		c.record(ctx, audit.KindRevocation, "node/"+node, map[string]string{"action": "revoke.session", "value": session, "user": subject, "reason": "signed out", "revision": at.String()})
+	}
+	return at, err
+}
+
+func (c *Controller) refuse(ctx context.Context, req keyring.RevocationRequest) (revision.Revision, error) {
+	return c.update(ctx, "revoke "+string(req.Kind)+" "+req.Value, func(t *tx) error {
+		req.Now = t.Now
+		r, err := keyring.NewRevocation(req)
+		if err != nil {
+			return err
+		}
+		path := state.RevocationPath(r.Kind, r.Value)
+		if _, err := t.get(path); err != nil {
+			return err
+		}
+		if old := t.View.Keyring.Revocations[r.Kind][r.Value]; old != nil {
+			r = keyring.MergeRevocation(*old, r)
+		}
+		t.put(state.PutRevocation(&r)) // again, at a later revision, if it stands already: sessions since then are refused, too
+		return nil
+	})
+}
+
+// Lift takes a revocation back: sessions minted before it count again unless they are over, and a blocked user may sign in.
+func (c *Controller) Lift(ctx context.Context, by string, kind keyring.RevocationKind, value string) (revision.Revision, error) {
+	at, err := c.update(ctx, "lift the revocation of "+string(kind)+" "+value, func(t *tx) error {
+		path := state.RevocationPath(kind, value)
+		have, err := t.get(path)
+		if err != nil {
+			return err
+		}
+		if have == nil {
+			return fault.New(fault.NotFound, "no revocation of %s %.80q", kind, value)
+		}
+		t.del(path)
+		return nil
+	})
+	if err == nil {
+		c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "revocation.lift", "kind": string(kind), "value": value})
+	}
+	return at, err
+}
+
+// FindNode resolves what a person types, an id or a name, to a node's id.
+func FindNode(v *state.View, ref string) (string, error) {
+	if v.Keyring.Nodes[ref] != nil {
+		return ref, nil
+	}
+	found := ""
+	for _, n := range v.Keyring.Nodes {
+		if n.Name != ref || (found != "" && !n.Trusted()) {
+			continue
+		}
+		if found != "" && v.Keyring.Nodes[found].Trusted() {
+			return "", fault.New(fault.Invalid, "name %q is borne by several nodes: use an id", ref)
+		}
+		found = n.ID
+	}
+	if found == "" {
+		return "", fault.New(fault.NotFound, "no node %.80q", ref)
+	}
+	return found, nil
+}
+
+func (c *Controller) revokeNode(ctx context.Context, ref, reason string) (string, revision.Revision, error) {
+	var id string
+	at, err := c.update(ctx, "revoke node "+ref, func(t *tx) error {
+		var err error
+		if id, err = FindNode(t.View, ref); err != nil {
+			return err
+		}
+		n, err := t.node(id)
+		if err != nil {
+			return err
+		}
+		if id == c.NodeID {
+			return fault.New(fault.Denied, "node %s leads: transfer the lead first", id)
+		}
+		if err := c.keepsQuorum(t, id); err != nil {
+			return err
+		}
+		revoked, err := keyring.RevokeNode(*n, reason, t.Now)
+		if err != nil {
+			return err
+		}
+		t.put(state.PutNode(&revoked))
+		return c.revokeSigningKeysOf(t, id, "node revoked")
+	})
+	return id, at, err
+}
+
+// revokeSigningKeysOf revokes a node's own session keys: nothing that it signed counts any more.
+func (c *Controller) revokeSigningKeysOf(t *tx, nodeID, reason string) error {
+	for _, k := range t.View.Keyring.SigningKeys {
+		if k.Node != nodeID || !k.Verifies() {
+			continue
+		}
+		fresh, err := t.signingKey(k.KID)
+		if err != nil {
+			return err
+		}
+		revoked, err := keyring.RevokeSigningKey(*fresh, reason, t.Now)
+		if err != nil {
+			return err
+		}
+		t.put(state.PutSigningKey(&revoked))
+	}
+	return nil
+}
+
+func (c *Controller) revokeSigningKey(ctx context.Context, kid, reason string) (revision.Revision, error) {
+	return c.update(ctx, "revoke signing key "+kid, func(t *tx) error {
+		k, err := t.signingKey(kid)
+		if err != nil {
+			return err
+		}
+		revoked, err := keyring.RevokeSigningKey(*k, reason, t.Now)
+		if err != nil {
+			return err
+		}
+		t.put(state.PutSigningKey(&revoked))
+		return nil // its holder, or the leader for an assertion key, sees the slot empty and announces the next
+	})
+}
