@@ -1,0 +1,143 @@
+package raftstore_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/iapmesh/iapmesh/cluster/raftstore"
+	"github.com/iapmesh/iapmesh/cluster/store"
+	"github.com/iapmesh/iapmesh/cluster/storetest"
+)
+
+// history is small, so that the suite outruns it quickly.
+const history = 32
+
+// steady is a heartbeat timeout that a loaded machine does not miss: these tests want no elections of their own.
+const steady = time.Second
+
+func TestConformanceAlone(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, func(t *testing.T) storetest.Harness {
+		g := newGroup(t, 1, func(_ int, c *raftstore.Config) { c.History = history })
+		m := g.members[0]
+		return storetest.Harness{
+			Store: m,
+			Reopen: func(t *testing.T) store.Store {
+				m.end(t)
+				m = g.start(m.cfg, m.addr)
+				g.members[0] = m
+				return g.leader()
+			},
+			Forget: func(t *testing.T) { forget(t, m) },
+			Lag:    history + 1,
+		}
+	})
+}
+
+// The whole group as one store, whoever leads.
+func TestConformanceOfThree(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, func(t *testing.T) storetest.Harness {
+		g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.History, c.Heartbeat = history, steady })
+		return storetest.Harness{
+			Store: groupStore{Reader: g.members[0], group: g},
+			Reopen: func(t *testing.T) store.Store {
+				for _, m := range g.members {
+					m.end(t)
+				}
+				for i, m := range g.members {
+					g.members[i] = g.start(m.cfg, m.addr)
+				}
+				g.leader() // the suite does not commit before there is one
+				return groupStore{Reader: g.members[0], group: g}
+			},
+			Forget: func(t *testing.T) {
+				forget(t, g.leader())
+				at, err := g.leader().Sync(t.Context())
+				if err != nil {
+					t.Fatalf("sync: %v", err)
+				}
+				mustWait(t, g.members[0], at)
+			},
+			Lag: history + 1,
+		}
+	})
+}
+
+// groupStore reads at one member, commits wherever the leader is, and leads at all of them.
+type groupStore struct {
+	store.Reader
+	group *group
+}
+
+func (s groupStore) Sync(ctx context.Context) (rev store.Revision, err error) {
+	err = s.atLeader(ctx, func(m *member) (err error) { rev, err = m.Sync(ctx); return err })
+	return rev, err
+}
+
+func (s groupStore) Commit(ctx context.Context, t store.Txn) (rev store.Revision, err error) {
+	err = s.atLeader(ctx, func(m *member) (err error) { rev, err = m.Commit(ctx, t); return err })
+	return rev, err
+}
+
+// atLeader turns to other members as long as the one asked says that it does not lead.
+func (s groupStore) atLeader(ctx context.Context, do func(*member) error) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var elsewhere *raftstore.NotLeaderError
+		for _, m := range s.group.members {
+			if err := do(m); !errors.As(err, &elsewhere) {
+				return err
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s groupStore) Lead(ctx context.Context, f func(context.Context, store.Term) error) error {
+	ctx, stop := context.WithCancel(ctx)
+	errs := make(chan error)
+	for _, m := range s.group.members {
+		go func() { errs <- m.Lead(ctx, f) }()
+	}
+	err := <-errs
+	stop()
+	for range s.group.members[1:] {
+		<-errs
+	}
+	return err
+}
+
+// A follower's reads, with the leader as source.
+func TestConformanceOfAFollower(t *testing.T) {
+	t.Parallel()
+	storetest.RunReader(t, func(t *testing.T) storetest.ReaderHarness {
+		g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.History, c.Heartbeat = history, steady })
+		leader := g.leader()
+		follower := g.others(leader)[0]
+		return storetest.ReaderHarness{
+			Reader: follower,
+			Commit: leader.Commit,
+			Reopen: func(t *testing.T) store.Reader {
+				follower.end(t)
+				return g.start(follower.cfg, follower.addr)
+			},
+			Forget: func(t *testing.T) { forget(t, leader) },
+			Lag:    history + 1,
+		}
+	})
+}
+
+func forget(t *testing.T, s store.Store) {
+	t.Helper()
+	for range history + 1 {
+		mustCommit(t, s, put("forget/it", "now"))
+	}
+}
