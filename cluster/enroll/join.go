@@ -1,0 +1,176 @@
+package enroll
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	meshpeer "github.com/iapmesh/iapmesh/cluster/peer"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/revision"
+	"github.com/iapmesh/iapmesh/keyring"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// Request is what a node joins with. Its join id and private keys are on its disk before it asks, so that an answer that was
+// lost is asked for again and gets the same node.
+type Request struct {
+	Addresses  []string // control nodes, host:port; tried in turn
+	Secret     keyring.ProvisioningSecret
+	JoinID     [16]byte
+	NodeKey    ed25519.PrivateKey
+	SessionKey ed25519.PrivateKey
+	SealingKey []byte // public half, HPKE
+	Name       string
+	Region     string
+	Roles      []iapmeshv1.Role
+	Advertise  *iapmeshv1.Addresses
+	Pinned     func(pin [32]byte) meshpeer.Pinned // nil: the real network
+	Logger     *slog.Logger
+	RetryEvery time.Duration // between rounds over the addresses; default 1 s
+}
+
+// Enrollment is what a node needs to begin.
+type Enrollment struct {
+	NodeID       string
+	Certificate  tls.Certificate // leaf, then roots
+	Bundle       []*x509.Certificate
+	ControlNodes []*iapmeshv1.ControlNode
+	MeshID       string
+	TrustDomain  string
+	Revision     revision.Revision
+}
+
+// Join asks until it is admitted, refused, or ctx ends. A refusal is final; Unavailable (nobody answers, nobody leads, too many ask)
+// is not.
+func Join(ctx context.Context, r Request) (*Enrollment, error) {
+	if len(r.Addresses) == 0 {
+		return nil, fault.New(fault.Invalid, "join: no address of a control node is given")
+	}
+	if r.RetryEvery == 0 {
+		r.RetryEvery = time.Second
+	}
+	body, err := r.body()
+	if err != nil {
+		return nil, err
+	}
+	for round := 1; ; round++ {
+		var unreachable []error
+		for _, addr := range r.Addresses {
+			e, err := r.attempt(ctx, addr, body)
+			switch {
+			case err == nil:
+				return e, nil
+			case !fault.Is(err, fault.Unavailable):
+				return nil, fmt.Errorf("join by %s: %w", addr, err)
+			}
+			unreachable = append(unreachable, fmt.Errorf("%s: %w", addr, err))
+		}
+		r.Logger.Info("no control node has admitted this node yet", "round", round, "error", errors.Join(unreachable...))
+		select {
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unavailable, "join: gave up: %w", errors.Join(append(unreachable, context.Cause(ctx))...))
+		case <-time.After(r.RetryEvery):
+		}
+	}
+}
+
+func (r *Request) body() ([]byte, error) {
+	csr, err := keyring.NewCSR(r.NodeKey)
+	if err != nil {
+		return nil, err
+	}
+	return proto.MarshalOptions{Deterministic: true}.Marshal(&iapmeshv1.JoinBody{
+		Version: 1, JoinId: r.JoinID[:], KeyId: r.Secret.ID(), Csr: csr,
+		SessionPublicKey: r.SessionKey.Public().(ed25519.PublicKey), SealingPublicKey: r.SealingKey,
+		Name: r.Name, Region: r.Region, Roles: r.Roles, Addresses: r.Advertise,
+	})
+}
+
+func (r *Request) attempt(ctx context.Context, addr string, body []byte) (*Enrollment, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	pinned := meshpeer.Pinned{Pin: r.Secret.Pin()}
+	if r.Pinned != nil {
+		pinned = r.Pinned(r.Secret.Pin())
+	}
+	conn, err := pinned.Dial(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	ekm, err := exportKeyingMaterial(conn.ConnectionState())
+	if err != nil {
+		return nil, err
+	}
+	req := &iapmeshv1.JoinRequest{Body: body}
+	for _, s := range []struct {
+		signer keyring.JoinSigner
+		key    ed25519.PrivateKey
+		into   *[]byte
+	}{
+		{keyring.SignerProvisioning, r.Secret.PrivateKey(), &req.ProvisioningSignature},
+		{keyring.SignerNode, r.NodeKey, &req.NodeSignature},
+		{keyring.SignerSession, r.SessionKey, &req.SessionSignature},
+	} {
+		if *s.into, err = keyring.SignJoin(s.signer, s.key, ekm, body); err != nil {
+			return nil, err
+		}
+	}
+	client, err := grpc.NewClient("passthrough:///"+addr, conn.DialOptions()...)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "join: %w", err)
+	}
+	defer client.Close()
+	resp, err := iapmeshv1.NewEnrollServiceClient(client).Join(ctx, req)
+	if err != nil {
+		return nil, fault.FromStatus(err)
+	}
+	return r.accept(resp)
+}
+
+// accept checks that the answer is for this node's key and under the pinned root: a certificate for another key would be
+// somebody else's node.
+func (r *Request) accept(resp *iapmeshv1.JoinResponse) (*Enrollment, error) {
+	leaf, err := x509.ParseCertificate(resp.Certificate)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "join: the certificate that came back: %w", err)
+	}
+	if !r.NodeKey.Public().(ed25519.PublicKey).Equal(leaf.PublicKey) {
+		return nil, fault.New(fault.Internal, "join: the certificate that came back is for another key")
+	}
+	e := &Enrollment{
+		NodeID: resp.NodeId, MeshID: resp.MeshId, TrustDomain: resp.TrustDomain, ControlNodes: resp.ControlNodes,
+		Revision:    revision.Revision{Epoch: resp.Revision.GetEpoch(), Index: resp.Revision.GetIndex()},
+		Certificate: tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: r.NodeKey, Leaf: leaf},
+	}
+	pinned := false
+	for _, der := range resp.Bundle {
+		root, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fault.New(fault.Internal, "join: a root that came back: %w", err)
+		}
+		pinned = pinned || keyring.Pin(root) == r.Secret.Pin()
+		e.Bundle = append(e.Bundle, root)
+		e.Certificate.Certificate = append(e.Certificate.Certificate, root.Raw)
+	}
+	if !pinned {
+		return nil, fault.New(fault.Internal, "join: the roots that came back do not hold the pinned one")
+	}
+	id, err := keyring.ParseID(leaf)
+	if err != nil {
+		return nil, err
+	}
+	if id.Node != e.NodeID || id.TrustDomain != e.TrustDomain {
+		return nil, fault.New(fault.Internal, "join: the certificate names %s in %s, the answer %s in %s", id.Node, id.TrustDomain, e.NodeID, e.TrustDomain)
+	}
+	return e, nil
+}

@@ -1,0 +1,167 @@
+package enroll
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+
+	meshpeer "github.com/iapmesh/iapmesh/cluster/peer"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// Admit decides on an attempt: on the leader itself, or by relaying it there.
+type Admit func(ctx context.Context, attempt *iapmeshv1.RelayJoinRequest) (*iapmeshv1.JoinResponse, error)
+
+// The bounds of the server.
+const (
+	joinTimeout   = 15 * time.Second
+	maxInFlight   = 64
+	perSource     = 2 // attempts a second, from one address
+	sourceBurst   = 20
+	perKey        = 5 // attempts a second, naming one key
+	keyBurst      = 50
+	maxRemembered = 4096 // sources and keys whose rate is remembered
+)
+
+// Server serves EnrollService to joiners.
+type Server struct {
+	iapmeshv1.UnimplementedEnrollServiceServer
+	admit    Admit
+	logger   *slog.Logger
+	slots    chan struct{}
+	sources  limiter
+	keys     limiter
+	attempts *prometheus.CounterVec
+}
+
+// NewServer makes a server; registerer may be nil.
+func NewServer(admit Admit, logger *slog.Logger, registerer prometheus.Registerer) *Server {
+	s := &Server{
+		admit: admit, logger: logger, slots: make(chan struct{}, maxInFlight),
+		sources: limiter{limit: perSource, burst: sourceBurst}, keys: limiter{limit: perKey, burst: keyBurst},
+		attempts: newAttempts(),
+	}
+	if registerer != nil {
+		registerer.MustRegister(s.attempts)
+	}
+	return s
+}
+
+// Run serves the protocol's listener until ctx ends.
+func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	g := grpc.NewServer(
+		grpc.Creds(meshpeer.ServerCredentials()),
+		grpc.MaxRecvMsgSize(keyring.MaxJoinBody+4<<10),
+		grpc.MaxConcurrentStreams(1),
+		grpc.ConnectionTimeout(joinTimeout),
+		grpc.UnaryInterceptor(fault.UnaryServer),
+	)
+	iapmeshv1.RegisterEnrollServiceServer(g, s)
+	stop := context.AfterFunc(ctx, g.Stop)
+	defer stop()
+	if err := g.Serve(l); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// Join implements EnrollService.
+func (s *Server) Join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmeshv1.JoinResponse, error) {
+	resp, err := s.join(ctx, req)
+	result := "admitted"
+	if err != nil {
+		result = fault.KindOf(err).String()
+	}
+	s.attempts.WithLabelValues(result).Inc()
+	return resp, err
+}
+
+func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmeshv1.JoinResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	source, ekm, err := connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(req.Body); n == 0 || n > keyring.MaxJoinBody {
+		return nil, fault.New(fault.Invalid, "join: body of %d bytes, want 1 to %d", n, keyring.MaxJoinBody)
+	}
+	// The key's id is read here for the rate limit alone; nothing is believed of it before the leader has verified the signatures.
+	var body iapmeshv1.JoinBody
+	if err := proto.Unmarshal(req.Body, &body); err != nil {
+		return nil, fault.New(fault.Invalid, "join: the body is no JoinBody")
+	}
+	if !s.sources.allow(source.String()) || (len(body.KeyId) <= 64 && !s.keys.allow(body.KeyId)) {
+		return nil, fault.New(fault.Unavailable, "join: too many attempts: wait a few seconds")
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return nil, fault.New(fault.Unavailable, "join: too many attempts in flight: try again")
+	}
+	resp, err := s.admit(ctx, &iapmeshv1.RelayJoinRequest{Join: req, ExportedKeyingMaterial: ekm[:], SourceAddress: source.String()})
+	if err != nil {
+		s.logger.Info("join attempt refused", "source", source.String(), "key", clip(body.KeyId), "error", err)
+	}
+	return resp, err
+}
+
+func clip(s string) string {
+	if len(s) > 32 {
+		return s[:32]
+	}
+	return s
+}
+
+// connection says from where the caller comes and what its connection exports.
+func connection(ctx context.Context) (netip.Addr, [32]byte, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return netip.Addr{}, [32]byte{}, fault.New(fault.Internal, "join: a call without a connection")
+	}
+	info, ok := p.AuthInfo.(meshpeer.AuthInfo)
+	if !ok {
+		return netip.Addr{}, [32]byte{}, fault.New(fault.Internal, "join: a call that did not come through the mesh port")
+	}
+	addr, err := netip.ParseAddrPort(info.Conn.RemoteAddr().String())
+	if err != nil {
+		return netip.Addr{}, [32]byte{}, fault.New(fault.Internal, "join: remote address: %w", err)
+	}
+	ekm, err := exportKeyingMaterial(info.Conn.ConnectionState())
+	return addr.Addr().Unmap(), ekm, err
+}
+
+// limiter bounds the rate of each of many names. When it remembers too many it forgets them all: a flood of names then costs
+// the flooder's own limit, and nobody's memory.
+type limiter struct {
+	limit rate.Limit
+	burst int
+	mu    sync.Mutex
+	names map[string]*rate.Limiter // guarded by mu
+}
+
+func (l *limiter) allow(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.names == nil || len(l.names) >= maxRemembered {
+		l.names = map[string]*rate.Limiter{}
+	}
+	r := l.names[name]
+	if r == nil {
+		r = rate.NewLimiter(l.limit, l.burst)
+		l.names[name] = r
+	}
+	return r.Allow()
+}
