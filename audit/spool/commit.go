@@ -83,7 +83,9 @@ func (s *Spool) commitAll() error {
 				c.seg.end = c.at + int64(len(c.buf))
 				c.seg.seqEnd += uint64(len(c.leaves))
 			}
-			s.notify()
+			if s.unseen += w.bytes; s.unseen >= readChunk {
+				s.notify()
+			}
 		}
 		b := w.batch
 		b.err = err

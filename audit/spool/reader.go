@@ -126,57 +126,54 @@ func (r *Reader) read(seg *segment, end int64) error {
 	if _, err := seg.file.ReadAt(buf, r.off); err != nil {
 		return r.failed(seg, err)
 	}
-	item := Item{}
+	var item Item
+	begin, at := 0, 0 // item.Frames will be buf[begin:at]
 	flush := func() {
-		if len(item.Frames) > 0 {
+		if begin < at {
+			item.Frames = buf[begin:at:at]
 			r.queue = append(r.queue, item)
 		}
 		item = Item{}
 	}
-	read := 0
-	for read < len(buf) && (read < readChunk) {
-		f, n, err := audit.DecodeFrame(buf[read:])
-		if err != nil && read > 0 && r.off+int64(len(buf)) < end {
+	for at < min(len(buf), readChunk) {
+		f, n, err := audit.DecodeFrame(buf[at:])
+		if err != nil && at > 0 && r.off+int64(len(buf)) < end {
 			break // the piece ends within this frame
 		}
 		if err != nil || n == 0 {
 			flush()
-			return r.failed(seg, fmt.Errorf("segment %s at %d: %w", seg.path, r.off+int64(read), err))
+			r.off += int64(at)
+			return r.failed(seg, fmt.Errorf("segment %s at %d: %w", seg.path, r.off, err))
 		}
-		raw := buf[read : read+n]
-		read += n
 		next, known := r.next[f.Run]
-		switch f.Kind {
-		case audit.EdgeFrame:
-			// A receiver that has all before the edge needs no edge.
-			if (known && f.Seq <= next) || (!known && f.Seq == 0) {
-				continue
-			}
-			flush()
-			item = Item{Run: f.Run, First: f.Seq, Frames: bytes.Clone(raw)}
-			r.next[f.Run] = f.Seq
-		case audit.RecordFrame:
-			if f.Seq < next {
-				continue
-			}
-			if len(item.Frames) == 0 {
+		switch {
+		case f.Kind == audit.RecordFrame && f.Seq >= next:
+			if item.Count++; item.Run == 0 {
 				item.Run, item.First = f.Run, f.Seq
 			}
-			item.Frames = append(item.Frames, raw...)
-			item.Count++
 			r.next[f.Run] = f.Seq + 1
-		case audit.CheckpointFrame:
+			at += n
+			continue
+		case f.Kind == audit.EdgeFrame && f.Seq > next && (known || f.Seq > 0):
 			flush()
-			if f.Seq < r.had[f.Run] {
-				continue
-			}
-			if c, ok := r.checkpoint(f.Run, bytes.Clone(f.Body)); ok {
+			begin = at
+			item.Run, item.First = f.Run, f.Seq
+			r.next[f.Run] = f.Seq
+			at += n
+			continue
+		}
+		// What is no part of the item: a checkpoint, or what the receiver has already.
+		flush()
+		at += n
+		begin = at
+		if f.Kind == audit.CheckpointFrame && f.Seq >= r.had[f.Run] && !bytes.Equal(f.Body, r.sent) {
+			if c, ok := r.checkpoint(f.Run, f.Body); ok {
 				r.queue = append(r.queue, c)
 			}
 		}
 	}
 	flush()
-	r.off += int64(read)
+	r.off += int64(at)
 	return nil
 }
 

@@ -46,8 +46,9 @@ type Spool struct {
 	noRoom     error // why no segment could be prepared
 	closed     bool
 	distrusted bool          // do not go on with this run after a restart
+	unseen     int           // bytes that became durable since readers were woken
 	latest     []byte        // the newest checkpoint
-	changed    chan struct{} // closed and replaced when something became durable or a checkpoint was signed
+	changed    chan struct{} // closed and replaced to wake the readers
 	acks       map[audit.Run]ack
 	roots      map[position]audit.Hash // of checkpoints handed out and not acknowledged
 	gaps       map[gapKey]*audit.Span
@@ -284,8 +285,10 @@ func (s *Spool) kick() { signal(s.wake) }
 
 func (s *Spool) path(name string) string { return filepath.Join(s.cfg.Dir, name) }
 
-// notify wakes the readers. The caller holds mu.
+// notify wakes the readers: at each checkpoint, before which an aggregator can prove nothing, and in between only for as much as
+// makes a good message. The caller holds mu.
 func (s *Spool) notify() {
+	s.unseen = 0
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
