@@ -105,11 +105,11 @@ func ResumeJoin(k Key, n Node, id JoinIdentity) error {
 	switch {
 	case n.JoinID != id.JoinID || n.ProvisioningKey != id.Key || k.ID != id.Key ||
 		!n.PublicKey.Equal(id.NodeKey) || !n.SessionPublicKey.Equal(id.SessionKey):
-		return fault.New(fault.Conflict, "join %s: known with other keys; begin a new join", id.JoinID)
+		return fault.New(fault.Conflict, "join %s: its id or one of its keys belongs to another join; begin anew, with a new id and new keys", id.JoinID)
 	case k.State == KeyRevoked:
 		return refuse(&k, "revoked at %s", stamp(k.RevokedAt))
 	case !n.Trusted():
-		return fault.New(fault.Denied, "node %s: %s since %s; begin a new join", n.ID, n.State, stamp(n.StateSince))
+		return fault.New(fault.Denied, "node %s: %s since %s; begin anew, with a new id and new keys", n.ID, n.State, stamp(n.StateSince))
 	}
 	return nil
 }
