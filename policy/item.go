@@ -48,7 +48,7 @@ type DeviceRule struct {
 
 // UnmarshalYAML decodes a mapping node; errors carry line and column of the document.
 func (it *Item) UnmarshalYAML(n ast.Node) error {
-	doc, err := fromYAML(n, 0)
+	doc, err := fromYAML(n, maxItemDepth)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/iapmesh/iapmesh/internal/fault"
 )
 
-// fromYAML turns goccy's tree into ours. Aliases and merge keys are refused: an item must be readable where it stands.
+// fromYAML turns goccy's tree into ours, at most depth levels deep. Aliases and merge keys are refused: an item must be readable where it stands.
 func fromYAML(n ast.Node, depth int) (*node, error) {
 	if n == nil || n.GetToken() == nil {
 		return &node{kind: kindNull}, nil
@@ -22,7 +22,7 @@ func fromYAML(n ast.Node, depth int) (*node, error) {
 	if pos != nil {
 		out.line, out.col = pos.Line, pos.Column
 	}
-	if depth > maxItemDepth {
+	if depth < 0 {
 		return nil, out.errorf("nested too deep")
 	}
 	switch v := n.(type) {
@@ -48,7 +48,7 @@ func fromYAML(n ast.Node, depth int) (*node, error) {
 	case *ast.SequenceNode:
 		out.kind = kindList
 		for _, item := range v.Values {
-			child, err := fromYAML(item, depth+1)
+			child, err := fromYAML(item, depth-1)
 			if err != nil {
 				return nil, err
 			}
@@ -73,11 +73,11 @@ func fromYAML(n ast.Node, depth int) (*node, error) {
 }
 
 func (n *node) addYAML(pair *ast.MappingValueNode, depth int) error {
-	key, err := fromYAML(pair.Key, depth+1)
+	key, err := fromYAML(pair.Key, depth-1)
 	if err != nil {
 		return err
 	}
-	value, err := fromYAML(pair.Value, depth+1)
+	value, err := fromYAML(pair.Value, depth-1)
 	if err != nil {
 		return err
 	}
