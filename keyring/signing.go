@@ -55,6 +55,9 @@ func signingConflict(k *SigningKey, what string) error {
 	return fault.New(fault.Conflict, "signing key %s: %s: it is %s", k.KID, what, k.State)
 }
 
+// AnnouncementMessage is what a new session key signs, to prove that the announcing node holds it.
+func AnnouncementMessage(node string) []byte { return []byte("iapmesh/announce/v1" + node) }
+
 // AnnounceSessionKey makes the record of a node's next session key. keys are all signing keys of the mesh. The key signs at once
 // if the node has no active one, else after Promote. Announcing the same key again returns its record unchanged; a second one while
 // one is announced is a Conflict, so that announced keys cannot pile up.

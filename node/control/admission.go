@@ -44,8 +44,7 @@ type joiner struct {
 // Join verifies an attempt and enrols its node, or says which rule refuses it. A refusal writes nothing to the state. The same
 // join id with the same keys gets the same node again.
 func (c *Controller) Join(ctx context.Context, a JoinAttempt) (*iapmeshv1.JoinResponse, error) {
-	term, _ := c.Leading()
-	if err := mustLead(term); err != nil {
+	if _, err := c.mustLead(); err != nil {
 		return nil, err
 	}
 	j, err := c.authenticate(ctx, a)

@@ -47,8 +47,9 @@ type Config struct {
 	NodeID     string
 	Store      store.Store
 	Source     *state.Source
-	Secrets    seal.Member // opens, as this node, the audiences that it is a member of
-	Voters     voters      // nil: the engine has none
+	Secrets    seal.Member                 // opens, as this node, the audiences that it is a member of
+	Voters     voters                      // nil: the engine has none
+	Leader     func() (id, address string) // who leads, as far as the engine knows; nil: unknown
 	Trail      trail
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
@@ -129,13 +130,6 @@ func (c *Controller) view() (*state.View, error) {
 		return nil, fault.New(fault.Unavailable, "this node has no view of the mesh yet")
 	}
 	return v, nil
-}
-
-func mustLead(term store.Term) error {
-	if term == 0 {
-		return fault.New(fault.Unavailable, "this node does not lead")
-	}
-	return nil
 }
 
 // record leaves a record of what the leader did. An act that cannot be recorded was done all the same: it is committed, and

@@ -202,3 +202,8 @@ func Keys(v *state.View) []*keyring.Key {
 		return strings.Compare(a.ID, b.ID)
 	})
 }
+
+func isControl(v *state.View, id string) bool {
+	n := v.Keyring.Nodes[id]
+	return n != nil && n.Trusted() && n.HasRole(keyring.RoleControl)
+}

@@ -13,12 +13,9 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// AnnounceProof is what the holder of a new session key signs with it: that it is the node's own.
-func AnnounceProof(nodeID string) []byte { return []byte("iapmesh/announce/v1" + nodeID) }
-
 // AnnounceSigningKey publishes a node's next session key, on proof that the node holds it.
 func (c *Controller) AnnounceSigningKey(ctx context.Context, nodeID string, req *iapmeshv1.AnnounceSigningKeyRequest) (revision.Revision, error) {
-	if len(req.PublicKey) != ed25519.PublicKeySize || !ed25519.Verify(req.PublicKey, AnnounceProof(nodeID), req.Proof) {
+	if len(req.PublicKey) != ed25519.PublicKeySize || !ed25519.Verify(req.PublicKey, keyring.AnnouncementMessage(nodeID), req.Proof) {
 		return revision.Revision{}, fault.New(fault.Denied, "announce a session key: the proof that node %s holds it does not verify", nodeID)
 	}
 	return c.update(ctx, "announce a session key of "+nodeID, func(t *tx) error {

@@ -13,8 +13,8 @@ import (
 
 // Status says how the mesh is, as the leader sees it.
 func (c *Controller) Status(ctx context.Context) (*iapmeshv1.Status, error) {
-	term, _ := c.Leading()
-	if err := mustLead(term); err != nil {
+	term, err := c.mustLead()
+	if err != nil {
 		return nil, err
 	}
 	v, err := c.view()
@@ -63,8 +63,7 @@ func (c *Controller) WatchReceipt(ctx context.Context, at revision.Revision, sen
 	defer ticker.Stop()
 	for {
 		changed := c.Reports.Changed()
-		term, _ := c.Leading()
-		if err := mustLead(term); err != nil {
+		if _, err := c.mustLead(); err != nil {
 			return err
 		}
 		v, err := c.view()

@@ -37,8 +37,8 @@ func newTx(ctx context.Context, s store.Reader, v *state.View, now time.Time) *t
 // update runs decide on fresh reads until its commit stands or is refused.
 func (c *Controller) update(ctx context.Context, what string, decide func(*tx) error) (store.Revision, error) {
 	for range attempts {
-		term, _ := c.Leading()
-		if err := mustLead(term); err != nil {
+		term, err := c.mustLead()
+		if err != nil {
 			return store.Revision{}, err
 		}
 		view, err := c.view()
@@ -52,7 +52,7 @@ func (c *Controller) update(ctx context.Context, what string, decide func(*tx) e
 		if len(t.puts)+len(t.deletes) == 0 {
 			return view.Revision, nil
 		}
-		at, err := c.Store.Commit(ctx, t.txn(term))
+		at, err := c.Store.Commit(ctx, t.txn(store.Term(term)))
 		switch {
 		case err == nil:
 			// The answer to a caller holds on this node at once: whoever asks it next sees what was done.
