@@ -24,7 +24,7 @@ func newMetrics() *metrics {
 		}, []string{"result"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "iapmesh_gossip_refused_total",
-			Help: "Packets and streams refused before decryption, by reason: label, streams (too many open), packets (too many waiting).",
+			Help: "Packets and streams refused before decryption, by reason: label, malformed, streams (too many open), packets (too many waiting).",
 		}, []string{"reason"}),
 	}
 }

@@ -3,6 +3,7 @@ package gossip
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"strconv"
@@ -100,8 +101,14 @@ func (s *socket) route(c *stream) {
 		_ = c.Close()
 		return
 	}
+	head := make([]byte, streamHead)
+	if _, err := io.ReadFull(inner, head); err != nil || !soundStream(head) {
+		s.metrics.refused.WithLabelValues("malformed").Inc()
+		_ = c.Close()
+		return
+	}
 	select {
-	case t.streams <- inner:
+	case t.streams <- &headed{Conn: inner, head: head}:
 	case <-t.done:
 		_ = c.Close()
 	}
@@ -125,8 +132,12 @@ func (s *socket) receive() {
 		at := time.Now()
 		rest, label, err := memberlist.RemoveLabelHeaderFromPacket(buf[:n])
 		t := s.pools[label]
-		if err != nil || t == nil || len(rest) == 0 {
+		if err != nil || t == nil {
 			s.metrics.refused.WithLabelValues("label").Inc()
+			continue
+		}
+		if !soundPacket(rest) {
+			s.metrics.refused.WithLabelValues("malformed").Inc()
 			continue
 		}
 		select {

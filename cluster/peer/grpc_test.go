@@ -280,14 +280,18 @@ func TestRaftStream(t *testing.T) {
 		m.nodes[id].Addresses.Mesh = p.addr
 		m.mu.Unlock()
 		m.publish()
-		return peer.NewStream(l, m.dialer(cert), peer.ProtoRaft, nil), p.addr
+		return peer.NewStream(l, m.dialer(cert), peer.ProtoRaft, ""), p.addr
 	}
+	var _ interface { // what raftstore asks for
+		net.Listener
+		Dial(addr string, timeout time.Duration) (net.Conn, error)
+	} = (*peer.Stream)(nil)
 	a, addr := raft("c1")
 	b, other := raft("c2")
 	if a.Addr().String() != addr {
 		t.Errorf("address %s, want %s", a.Addr(), addr)
 	}
-	out, err := a.DialTimeout(other, 5*time.Second)
+	out, err := a.Dial(other, 5*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,10 +312,10 @@ func TestRaftStream(t *testing.T) {
 	m.nodes["c1"].Addresses.Mesh, m.nodes["c2"].Addresses.Mesh = other, addr
 	m.mu.Unlock()
 	m.publish()
-	if _, err := a.DialTimeout(other, 5*time.Second); !fault.Is(err, fault.Unauthenticated) {
+	if _, err := a.Dial(other, 5*time.Second); !fault.Is(err, fault.Unauthenticated) {
 		t.Errorf("dial of an address that the record gives to another: %v", err)
 	}
-	if _, err := a.DialTimeout(other, 0); !fault.Is(err, fault.Invalid) {
+	if _, err := a.Dial(other, 0); !fault.Is(err, fault.Invalid) {
 		t.Errorf("dial without time: %v", err)
 	}
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
@@ -319,7 +323,7 @@ func TestRaftStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed.Close()
-	if _, err := a.DialTimeout(closed.Addr().String(), time.Second); !fault.Is(err, fault.Unavailable) {
+	if _, err := a.Dial(closed.Addr().String(), time.Second); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("dial of nobody: %v", err)
 	}
 }

@@ -26,7 +26,7 @@ const trustDomain = "mesh.test"
 
 // mesh is a CA, the records, and the view that all parties of a test share.
 type mesh struct {
-	t      *testing.T
+	t      testing.TB
 	caKey  ed25519.PrivateKey
 	ca     *x509.Certificate
 	view   atomic.Pointer[keyring.Snapshot]
@@ -35,7 +35,7 @@ type mesh struct {
 	admins map[string]*keyring.Admin
 }
 
-func newMesh(t *testing.T) *mesh {
+func newMesh(t testing.TB) *mesh {
 	t.Helper()
 	m := &mesh{t: t, nodes: map[string]*keyring.Node{}, admins: map[string]*keyring.Admin{}}
 	_, m.caKey, _ = ed25519.GenerateKey(rand.Reader)
@@ -143,7 +143,7 @@ func (m *mesh) roots() *x509.CertPool {
 	return pool
 }
 
-func identity(t *testing.T, cert *tls.Certificate) *peer.Identity {
+func identity(t testing.TB, cert *tls.Certificate) *peer.Identity {
 	t.Helper()
 	if cert == nil {
 		return nil

@@ -15,23 +15,30 @@ type Stream struct {
 	net.Listener
 	dialer    *Dialer
 	proto     string
-	advertise net.Addr
+	advertise Address
 }
 
-// NewStream joins the two. Addr is what others reach this node by, and nil is the listener's own address.
-func NewStream(l net.Listener, d *Dialer, proto string, advertise net.Addr) *Stream {
-	if advertise == nil {
-		advertise = l.Addr()
+// Address is a host:port as a net.Addr, for where others reach a node: a name, as often as not.
+type Address string
+
+// Network is tcp.
+func (Address) Network() string  { return "tcp" }
+func (a Address) String() string { return string(a) }
+
+// NewStream joins the two. Others reach this node at advertise, host:port; empty means the listener's own address.
+func NewStream(l net.Listener, d *Dialer, proto, advertise string) *Stream {
+	if advertise == "" {
+		advertise = l.Addr().String()
 	}
-	return &Stream{Listener: l, dialer: d, proto: proto, advertise: advertise}
+	return &Stream{Listener: l, dialer: d, proto: proto, advertise: Address(advertise)}
 }
 
 // Addr is what others reach this node by.
 func (s *Stream) Addr() net.Addr { return s.advertise }
 
-// DialTimeout connects to the control node at a mesh address. Where exactly one trusted control node of the view has that
+// Dial connects to the control node at a mesh address. Where exactly one trusted control node of the view has that
 // address, that one must answer; otherwise any control node may, since its record is checked all the same.
-func (s *Stream) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+func (s *Stream) Dial(addr string, timeout time.Duration) (net.Conn, error) {
 	if timeout <= 0 {
 		return nil, fault.New(fault.Invalid, "dial %s: timeout %s", addr, timeout)
 	}
