@@ -1,0 +1,179 @@
+package keyring_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/revision"
+	"github.com/iapmesh/iapmesh/keyring"
+)
+
+func snapshot(c keyring.Contents) *keyring.Snapshot {
+	return keyring.NewSnapshot(revision.Revision{Epoch: 1, Index: 1}, c)
+}
+
+func ids(nodes []*keyring.Node) (out []string) {
+	for _, n := range nodes {
+		out = append(out, n.ID)
+	}
+	return out
+}
+
+func TestWhichNodesAKeyAnswersFor(t *testing.T) {
+	t.Parallel()
+	node := func(id, joined, bound string, s keyring.NodeState, roles ...keyring.Role) *keyring.Node {
+		return &keyring.Node{ID: id, ProvisioningKey: joined, BoundKey: bound, State: s, Roles: roles, JoinID: "j" + id}
+	}
+	s := snapshot(keyring.Contents{Nodes: map[string]*keyring.Node{
+		"a": node("a", "k1", "k1", keyring.NodeActive, keyring.RoleControl),
+		"b": node("b", "k1", "k2", keyring.NodeActive),
+		"c": node("c", "k2", "k2", keyring.NodeQuarantined, keyring.RoleControl),
+		"d": node("d", "k2", "k2", keyring.NodeDeparted),
+		"e": node("e", "k2", "k2", keyring.NodeRevoked),
+		"f": node("f", "k3", "k3", keyring.NodeLapsed, keyring.RoleControl, keyring.RoleProxy),
+	}})
+	for name, tc := range map[string]struct{ got, want any }{
+		"under k1":       {ids(s.NodesUnder("k1")), []string{"a", "b"}},
+		"under k2":       {ids(s.NodesUnder("k2")), []string{"b", "c", "d", "e"}},
+		"under nothing":  {ids(s.NodesUnder("k9")), []string(nil)},
+		"active on k1":   {s.CountActive("k1"), 1},
+		"active on k2":   {s.CountActive("k2"), 2},
+		"control nodes":  {ids(s.ControlNodes()), []string{"a", "f"}},
+		"trusted nodes":  {ids(s.TrustedNodes()), []string{"a", "b", "f"}},
+		"by join id":     {s.NodeByJoinID("jb").ID, "b"},
+		"by no join id":  {s.NodeByJoinID("") == nil, true},
+		"by a wrong one": {s.NodeByJoinID("x") == nil, true},
+	} {
+		if diff := cmp.Diff(tc.want, tc.got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+func TestFindKey(t *testing.T) {
+	t.Parallel()
+	s := snapshot(keyring.Contents{Keys: map[string]*keyring.Key{
+		"k1": {ID: "k1", Name: "edge", State: keyring.KeyRetired, Successor: "k2"},
+		"k2": {ID: "k2", Name: "edge", State: keyring.KeyActive},
+		"k3": {ID: "k3", Name: "twice", State: keyring.KeyActive},
+		"k4": {ID: "k4", Name: "twice", State: keyring.KeySuspended},
+		"k5": {ID: "k5", Name: "gone", State: keyring.KeyRevoked},
+	}})
+	for name, tc := range map[string]struct {
+		ask, want string
+		kind      fault.Kind
+	}{
+		"by id":                 {"k1", "k1", 0},
+		"a name and its newest": {"edge", "k2", 0},
+		"a revoked one":         {"gone", "k5", 0},
+		"an ambiguous name":     {"twice", "", fault.Conflict},
+		"an unknown name":       {"x", "", fault.NotFound},
+		"nothing":               {"", "", fault.NotFound},
+	} {
+		k, err := s.FindKey(tc.ask)
+		if tc.want == "" && !fault.Is(err, tc.kind) || tc.want != "" && (err != nil || k.ID != tc.want) {
+			t.Errorf("%s: %v, %v", name, k, err)
+		}
+	}
+}
+
+func TestSigningKeysOfASnapshot(t *testing.T) {
+	t.Parallel()
+	keys := map[string]*keyring.SigningKey{}
+	for i, k := range []keyring.SigningKey{
+		{Kind: keyring.SigningSession, Node: "a", State: keyring.SigningActive},
+		{Kind: keyring.SigningSession, Node: "a", State: keyring.SigningAnnounced},
+		{Kind: keyring.SigningSession, Node: "b", State: keyring.SigningRevoked},
+		{Kind: keyring.SigningAssertion, Region: "eu", State: keyring.SigningActive},
+		{Kind: keyring.SigningAssertion, Region: "eu", RouteSelector: "x", State: keyring.SigningActive},
+		{Kind: keyring.SigningAssertion, Region: "us", State: keyring.SigningVerifyOnly},
+	} {
+		k.KID = fmt.Sprint(i)
+		keys[k.KID] = &k
+	}
+	s := snapshot(keyring.Contents{SigningKeys: keys})
+	kids := func(list ...*keyring.SigningKey) (out []string) {
+		for _, k := range list {
+			if k != nil {
+				out = append(out, k.KID)
+			}
+		}
+		return out
+	}
+	for name, tc := range map[string]struct{ got, want []string }{
+		"what a signs with":            {kids(s.ActiveSessionKey("a")), []string{"0"}},
+		"what b signs with":            {kids(s.ActiveSessionKey("b")), nil},
+		"what eu asserts with":         {kids(s.ActiveAssertionKey("eu", "")), []string{"3"}},
+		"what us asserts with":         {kids(s.ActiveAssertionKey("us", "")), nil},
+		"verifying sessions":           {kids(s.VerifyingKeys(keyring.SigningSession)...), []string{"0", "1"}},
+		"verifying assertions":         {kids(s.VerifyingKeys(keyring.SigningAssertion)...), []string{"3", "4", "5"}},
+		"signing assertions":           {kids(s.ActiveSigningKeys(keyring.SigningAssertion)...), []string{"3", "4"}},
+		"session keys of a, any state": {kids(s.SigningKeysOf("a")...), []string{"0", "1"}},
+	} {
+		if diff := cmp.Diff(tc.want, tc.got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+func TestASnapshotKnowsPeersAndRootsByKey(t *testing.T) {
+	t.Parallel()
+	c, next := newCA(t), newCA(t)
+	retired := next.Authority
+	retired.State = keyring.AuthorityRetired
+	s := snapshot(keyring.Contents{
+		Nodes:       map[string]*keyring.Node{"a": {ID: "a", PublicKey: public("a"), State: keyring.NodeRevoked}},
+		Admins:      map[string]*keyring.Admin{"u": {ID: "u", PublicKey: public("u")}},
+		Authorities: map[string]*keyring.Authority{c.Serial: &c.Authority, next.Serial: &retired},
+	})
+	if n := s.NodeByKey(public("a")); n == nil || n.ID != "a" || s.NodeByKey(public("u")) != nil {
+		t.Error("node by key")
+	}
+	if a := s.AdminByKey(public("u")); a == nil || a.ID != "u" || s.AdminByKey(public("a")) != nil {
+		t.Error("administrator by key")
+	}
+	if a := s.ActiveAuthority(); a == nil || a.Serial != c.Serial {
+		t.Error("active authority")
+	}
+	roots := s.Roots()
+	for name, leaf := range map[string]ca{"active": c, "retired": next} {
+		if _, err := leaf.node(t, "n-1", true).Verify(verifyAgainst(roots)); err != nil {
+			t.Errorf("under the %s root: %v", name, err)
+		}
+	}
+}
+
+func TestWhatASnapshotRefuses(t *testing.T) {
+	t.Parallel()
+	at := func(i uint64) revision.Revision { return revision.Revision{Epoch: 1, Index: i} }
+	s := snapshot(keyring.Contents{Revocations: map[keyring.RevocationKind]map[string]*keyring.Revocation{
+		keyring.RevokeSession: {"s1": {Value: "s1", Revision: at(10)}},
+		keyring.RevokeSubject: {
+			"okta/a": {Value: "okta/a", Revision: at(10)},
+			"okta/b": {Value: "okta/b", Revision: at(10), Block: true},
+		},
+	}})
+	for name, tc := range map[string]struct {
+		session, subject string
+		minted           revision.Revision
+		refused          bool
+	}{
+		"another session":           {"s2", "okta/c", at(5), false},
+		"the session":               {"s1", "okta/c", at(5), true},
+		"the session, minted later": {"s1", "okta/c", at(50), true},
+		"a user's before":           {"s2", "okta/a", at(9), true},
+		"a user's since":            {"s2", "okta/a", at(10), false},
+		"a user's next epoch":       {"s2", "okta/a", revision.Revision{Epoch: 2}, false},
+		"a blocked user's since":    {"s2", "okta/b", at(99), true},
+	} {
+		if got := s.Revoked(tc.session, tc.subject, tc.minted) != nil; got != tc.refused {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if s.Blocked("okta/b") == nil || s.Blocked("okta/a") != nil || s.Blocked("okta/c") != nil {
+		t.Error("who is blocked")
+	}
+}
