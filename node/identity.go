@@ -76,7 +76,7 @@ func openIdentity(ctx context.Context, c *Config) (*identity, error) {
 	_, err := os.Stat(filepath.Join(c.DataDir, identityFile))
 	switch {
 	case err == nil:
-		return readIdentity(ctx, c.DataDir)
+		return readIdentity(ctx, c.DataDir, c.Seal)
 	case errors.Is(err, fs.ErrNotExist):
 		return newIdentity(ctx, c)
 	}
@@ -90,7 +90,7 @@ func newIdentity(ctx context.Context, c *Config) (*identity, error) {
 	}
 	sealer, err := seal.Create(ctx, c.DataDir, keepers)
 	if fault.Is(err, fault.Conflict) {
-		sealer, err = seal.Open(ctx, c.DataDir) // an attempt that ended between the seal and the identity
+		sealer, err = seal.Open(ctx, c.DataDir, c.Seal) // an attempt that ended between the seal and the identity
 	}
 	if err != nil {
 		return nil, err
@@ -115,8 +115,8 @@ func random(n int) []byte {
 	return b
 }
 
-func readIdentity(ctx context.Context, dir string) (*identity, error) {
-	sealer, err := seal.Open(ctx, dir)
+func readIdentity(ctx context.Context, dir string, keepers []string) (*identity, error) {
+	sealer, err := seal.Open(ctx, dir, keepers)
 	if err != nil {
 		return nil, err
 	}
