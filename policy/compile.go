@@ -89,7 +89,13 @@ type compiler struct {
 	problems  []error
 }
 
+// maxProblems bounds what one answer names.
+const maxProblems = 100
+
 func (c *compiler) err() error {
+	if more := len(c.problems) - maxProblems; more > 0 {
+		c.problems = append(c.problems[:maxProblems], fault.New(fault.Invalid, "and %d more", more))
+	}
 	return fault.Wrap(fault.Invalid, errors.Join(c.problems...))
 }
 

@@ -20,7 +20,7 @@ type entities struct {
 	needs     needs
 	principal types.EntityUID
 	route     *types.Entity
-	scratch   *scratch
+	groups    []types.EntityUID
 	made      bool
 	caller    types.Entity
 }
@@ -30,7 +30,8 @@ type scratch struct {
 	entities                     entities
 	context, http, session, time types.RecordMap
 	values                       []types.Value
-	groups                       []types.EntityUID
+	groups                       []types.EntityUID // the caller's, as far as policies name them
+	candidates                   candidates
 }
 
 func newScratch() *scratch {
@@ -45,6 +46,8 @@ func (s *scratch) release(pool *sync.Pool) {
 	}
 	clear(s.values[:cap(s.values)])
 	clear(s.groups[:cap(s.groups)])
+	clear(s.candidates[:cap(s.candidates)])
+	s.groups, s.candidates = s.groups[:0], s.candidates[:0]
 	pool.Put(s)
 }
 
@@ -84,14 +87,7 @@ func (e *entities) callerEntity() types.Entity {
 	if r.Anonymous {
 		return out
 	}
-	groups := e.scratch.groups[:0]
-	for _, g := range r.Principal.Groups {
-		if e.set.groups[g] {
-			groups = append(groups, uid(typeGroup, g))
-		}
-	}
-	e.scratch.groups = groups
-	out.Parents = types.NewEntityUIDSet(groups...)
+	out.Parents = types.NewEntityUIDSet(e.groups...)
 	if n&needUser == 0 {
 		return out
 	}

@@ -61,17 +61,15 @@ func (s *Set) admit(r *Request) (*route, string) {
 	return rt, ""
 }
 
-// candidates are the policies that can apply to a request, as cedar.PolicyIterator wants them.
-type candidates []*slice
+// candidates are the policies whose scope a request matches, as cedar.PolicyIterator wants them.
+type candidates []*rule
 
 // All implements cedar.PolicyIterator.
-func (c candidates) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
+func (c *candidates) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
 	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
-		for _, s := range c {
-			for _, r := range s.rules {
-				if !yield(r.id, r.cedar) {
-					return
-				}
+		for _, r := range *c {
+			if !yield(r.id, r.cedar) {
+				return
 			}
 		}
 	}
@@ -79,23 +77,39 @@ func (c candidates) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
 
 func (s *Set) evaluate(r *Request, rt *route) Decision {
 	action := actionNumber(r.Method)
-	if len(rt.slices[action]) == 0 {
+	if len(rt.lists[action]) == 0 {
 		return Decision{Reason: defaultDeny}
 	}
-	scratch := s.scratch.Get().(*scratch)
-	defer scratch.release(&s.scratch)
-	needs := rt.needs[action]
-	req := cedar.Request{
-		Principal: anyone,
+	tmp := s.scratch.Get().(*scratch)
+	defer tmp.release(&s.scratch)
+	principal := anyone
+	if !r.Anonymous {
+		principal = uid(typeUser, r.Principal.Subject)
+		for _, g := range r.Principal.Groups {
+			if s.groups[g] {
+				tmp.groups = append(tmp.groups, uid(typeGroup, g))
+			}
+		}
+	}
+	var n needs
+	for _, list := range rt.lists[action] {
+		for _, rule := range list {
+			if rule.who.matches(principal, tmp.groups) {
+				tmp.candidates = append(tmp.candidates, rule)
+				n |= rule.needs
+			}
+		}
+	}
+	if len(tmp.candidates) == 0 {
+		return Decision{Reason: defaultDeny}
+	}
+	tmp.entities = entities{set: s, request: r, needs: n, principal: principal, route: &rt.entity, groups: tmp.groups}
+	allowed, diag := cedar.Authorize(&tmp.candidates, &tmp.entities, cedar.Request{
+		Principal: principal,
 		Action:    s.actions[actionNames[action]].UID,
 		Resource:  rt.entity.UID,
-		Context:   s.buildContext(r, needs, scratch),
-	}
-	if !r.Anonymous {
-		req.Principal = uid(typeUser, r.Principal.Subject)
-	}
-	scratch.entities = entities{set: s, request: r, needs: needs, principal: req.Principal, route: &rt.entity, scratch: scratch}
-	allowed, diag := cedar.Authorize(candidates(rt.slices[action]), &scratch.entities, req)
+		Context:   s.buildContext(r, n, tmp),
+	})
 	return s.conclude(allowed, diag)
 }
 

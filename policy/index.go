@@ -10,9 +10,9 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/ast"
 )
 
-// The index goes by resource and action scope. It is sound because scopes cannot err: a policy whose scope does not match
-// could neither apply nor fail. What the index has decided is not evaluated again, so the compiled policies carry neither
-// scope.
+// The index goes by resource and action scope, and each request's candidates by principal scope. It is sound because scopes
+// cannot err: a policy whose scope does not match could neither apply nor fail. What has been decided so is not evaluated
+// again: the compiled policies carry no scope.
 
 // actionNames are the actions that requests have; a slice's place is the action's number. Never written.
 var actionNames = [...]string{"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "other", "tcp"}
@@ -53,17 +53,18 @@ type rule struct {
 	forbid  bool
 	needs   needs
 	actions [actionCount]bool
+	who     who
 	tree    *ast.Policy   // as written
-	cedar   *cedar.Policy // without action and resource scope
+	cedar   *cedar.Policy // without its scope
 }
 
 func newRule(id, source string, tree *ast.Policy, actions map[string]types.Entity) *rule {
-	r := &rule{id: cedar.PolicyID(id), source: source, forbid: tree.Effect == ast.EffectForbid, needs: needsOf(tree), tree: tree}
+	r := &rule{id: cedar.PolicyID(id), source: source, forbid: tree.Effect == ast.EffectForbid, needs: needsOf(tree), who: whoOf(tree.Principal), tree: tree}
 	for i, name := range actionNames {
 		r.actions[i] = actionMatches(tree.Action, actions[name])
 	}
 	inner := *tree
-	inner.Action, inner.Resource = ast.ScopeTypeAll{}, ast.ScopeTypeAll{}
+	inner.Principal, inner.Action, inner.Resource = ast.ScopeTypeAll{}, ast.ScopeTypeAll{}, ast.ScopeTypeAll{}
 	r.cedar = cedar.NewPolicyFromAST((*publicast.Policy)(&inner))
 	return r
 }
@@ -81,36 +82,56 @@ func actionMatches(scope ast.IsActionScopeNode, action types.Entity) bool {
 	return true
 }
 
-// slice is the policies of one action in one scope, by id, and what they read.
-type slice struct {
-	rules []*rule
-	needs needs
+// who is a principal scope: zero fields do not restrict.
+type who struct {
+	is types.EntityType
+	eq types.EntityUID
+	in types.EntityUID
 }
 
-// bucket holds the policies of one resource scope.
-type bucket [actionCount]slice
+func whoOf(scope ast.IsPrincipalScopeNode) who {
+	switch s := scope.(type) {
+	case ast.ScopeTypeEq:
+		return who{eq: s.Entity}
+	case ast.ScopeTypeIn:
+		return who{in: s.Entity}
+	case ast.ScopeTypeIs:
+		return who{is: s.Type}
+	case ast.ScopeTypeIsIn:
+		return who{is: s.Type, in: s.Entity}
+	}
+	return who{}
+}
+
+// matches reports whether the scope holds for a principal in these groups; groups lie in no others.
+func (w *who) matches(principal types.EntityUID, groups []types.EntityUID) bool {
+	return (w.is == "" || w.is == principal.Type) &&
+		(w.eq.Type == "" || w.eq == principal) &&
+		(w.in.Type == "" || w.in == principal || slices.Contains(groups, w.in))
+}
+
+// bucket holds the policies of one resource scope, by action, each list by id.
+type bucket [actionCount][]*rule
 
 func (b *bucket) add(r *rule) {
 	for i, ok := range r.actions {
 		if ok {
-			b[i].rules = append(b[i].rules, r)
-			b[i].needs |= r.needs
+			b[i] = append(b[i], r)
 		}
 	}
 }
 
 func (b *bucket) sort() {
 	for i := range b {
-		slices.SortFunc(b[i].rules, func(a, b *rule) int { return cmp.Compare(a.id, b.id) })
+		slices.SortFunc(b[i], func(a, b *rule) int { return cmp.Compare(a.id, b.id) })
 	}
 }
 
 // route is a route with what its scope chain selects for each action: its own policies, its zones', and everyone's. The
-// slices are shared: a policy for all routes is held once.
+// lists are shared: one that holds for all routes is held once.
 type route struct {
 	entity types.Entity
-	slices [actionCount][]*slice
-	needs  [actionCount]needs
+	lists  [actionCount][][]*rule
 }
 
 func (rt *route) take(b *bucket) {
@@ -118,9 +139,8 @@ func (rt *route) take(b *bucket) {
 		return
 	}
 	for i := range b {
-		if len(b[i].rules) > 0 {
-			rt.slices[i] = append(rt.slices[i], &b[i])
-			rt.needs[i] |= b[i].needs
+		if len(b[i]) > 0 {
+			rt.lists[i] = append(rt.lists[i], b[i])
 		}
 	}
 }

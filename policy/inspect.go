@@ -37,9 +37,9 @@ func (s *Set) RoutePolicies(name string) []Policy {
 	}
 	out := []Policy{}
 	seen := map[*rule]bool{}
-	for _, perAction := range rt.slices {
+	for _, perAction := range rt.lists {
 		for _, b := range perAction {
-			for _, r := range b.rules {
+			for _, r := range b {
 				if !seen[r] {
 					seen[r] = true
 					out = append(out, r.public())

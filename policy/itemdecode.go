@@ -201,7 +201,7 @@ func sortedKeys[V any](m map[string]V) []string {
 
 // suggest names the nearest known word or, where none is near, the few there are.
 func suggest(word string, known []string) string {
-	best, distance := "", len(word)/2+2
+	best, distance := "", (len(word)+1)/2+1 // at most half of it wrong
 	if len(word) <= 64 {
 		for _, k := range known {
 			if d := editDistance(word, k); d < distance {
