@@ -59,6 +59,7 @@ type Live struct {
 	requests prometheus.Gauge
 	streams  prometheus.Gauge
 	latest   atomic.Pointer[state.View]
+	size     atomic.Int64 // at the last snapshot
 	shards   [liveShards]shard
 }
 
@@ -74,6 +75,7 @@ type openEntry struct {
 	prev, next *openEntry
 	cancel     context.CancelCauseFunc
 	ended      atomic.Bool
+	released   atomic.Bool
 	decided    atomic.Pointer[resource.Configuration] // by which Decide last said yes
 }
 
@@ -112,17 +114,19 @@ func (l *Live) Register(ctx context.Context, e Entry) (_ context.Context, releas
 	gauge.Inc()
 	// Recheck stores the view before it walks the shards: either it meets o, or its view is seen here.
 	if v := l.latest.Load(); v != nil && e.View.Revision.Before(v.Revision) {
-		l.check(o, l.checker(v))
+		if l.checkStanding(o, l.checker(v)) && e.Decide != nil && e.View.Config != v.Config {
+			l.decide(o, v)
+		}
 	}
-	var once sync.Once
 	return ctx, func() {
-		once.Do(func() {
-			s.mu.Lock()
-			o.prev.next, o.next.prev = o.next, o.prev
-			s.mu.Unlock()
-			gauge.Dec()
-			cancel(nil)
-		})
+		if o.released.Swap(true) {
+			return
+		}
+		s.mu.Lock()
+		o.prev.next, o.next.prev = o.next, o.prev
+		s.mu.Unlock()
+		gauge.Dec()
+		cancel(nil)
 	}
 }
 
@@ -131,12 +135,14 @@ func (l *Live) Register(ctx context.Context, e Entry) (_ context.Context, releas
 func (l *Live) Recheck(view *state.View) {
 	l.latest.Store(view)
 	c := l.checker(view)
-	entries := l.snapshot()
-	for _, o := range entries {
-		l.checkStanding(o, c)
+	var undecided []*openEntry
+	for _, o := range l.snapshot() {
+		if l.checkStanding(o, c) && o.Decide != nil && o.decided.Load() != view.Config {
+			undecided = append(undecided, o)
+		}
 	}
-	for _, o := range entries {
-		l.checkDecision(o, c)
+	for _, o := range undecided {
+		l.decide(o, view)
 	}
 }
 
@@ -144,7 +150,7 @@ func (l *Live) Recheck(view *state.View) {
 type checker struct {
 	view      *state.View
 	nodeEnded bool
-	keys      map[string]standingOf
+	keys      map[string]*standingOf
 }
 
 type standingOf struct {
@@ -153,7 +159,7 @@ type standingOf struct {
 }
 
 func (l *Live) checker(view *state.View) *checker {
-	c := &checker{view: view, keys: map[string]standingOf{}}
+	c := &checker{view: view, keys: map[string]*standingOf{}}
 	if l.cfg.Node != "" {
 		n := view.Keyring.Nodes[l.cfg.Node]
 		c.nodeEnded = n == nil || !n.Trusted()
@@ -161,18 +167,16 @@ func (l *Live) checker(view *state.View) *checker {
 	return c
 }
 
-func (l *Live) check(o *openEntry, c *checker) {
-	l.checkStanding(o, c)
-	l.checkDecision(o, c)
-}
-
-func (l *Live) checkStanding(o *openEntry, c *checker) {
+// checkStanding reports whether the entry is still to be decided on.
+func (l *Live) checkStanding(o *openEntry, c *checker) bool {
 	if o.ended.Load() || c.view.Revision.Before(o.View.Revision) { // let through by a newer view than the one that is gone through
-		return
+		return false
 	}
 	if err := c.standing(o); err != nil {
 		l.end(o, err)
+		return false
 	}
+	return true
 }
 
 func (c *checker) standing(o *openEntry) error {
@@ -191,8 +195,9 @@ func (c *checker) standing(o *openEntry) error {
 	if err := unrevoked(c.view, o.Session); err != nil {
 		return err
 	}
-	at, known := c.keys[o.Session.KID]
-	if !known {
+	at := c.keys[o.Session.KID]
+	if at == nil {
+		at = &standingOf{}
 		_, at.node, at.err = standing(c.view, o.Session.KID, nil)
 		c.keys[o.Session.KID] = at
 	}
@@ -203,13 +208,6 @@ func (c *checker) standing(o *openEntry) error {
 		return invalid("minting node %s does not speak for route %s", at.node.ID, route.Name)
 	}
 	return nil
-}
-
-func (l *Live) checkDecision(o *openEntry, c *checker) {
-	if o.Decide == nil || o.decided.Load() == c.view.Config || o.ended.Load() || c.view.Revision.Before(o.View.Revision) {
-		return
-	}
-	l.decide(o, c.view)
 }
 
 func (l *Live) decide(o *openEntry, view *state.View) {
@@ -243,7 +241,7 @@ func endReason(err error) string {
 
 // snapshot is every entry that has not been ended.
 func (l *Live) snapshot() []*openEntry {
-	var all []*openEntry
+	all := make([]*openEntry, 0, l.size.Load()+64)
 	for i := range l.shards {
 		s := &l.shards[i]
 		s.mu.Lock()
@@ -254,6 +252,7 @@ func (l *Live) snapshot() []*openEntry {
 		}
 		s.mu.Unlock()
 	}
+	l.size.Store(int64(len(all)))
 	return all
 }
 
