@@ -91,7 +91,7 @@ func (p *pool) rejoin(ctx context.Context, list *memberlist.Memberlist) {
 		if alone {
 			wait = min(interval, time.Second)
 		}
-		if !sleep(ctx, wait/2+rand.N(wait/2+1)) {
+		if !sleep(ctx, wait/2+rand.N(wait/2+1)) { //nolint:gosec // spreads load, keeps no secret
 			return
 		}
 	}
@@ -106,7 +106,7 @@ func (p *pool) reach(list *memberlist.Memberlist) (alone bool) {
 			missing = append(missing, seed)
 		}
 	}
-	rand.Shuffle(len(missing), func(i, j int) { missing[i], missing[j] = missing[j], missing[i] })
+	rand.Shuffle(len(missing), func(i, j int) { missing[i], missing[j] = missing[j], missing[i] }) //nolint:gosec // the same
 	if len(missing) > 0 {
 		_, _ = list.Join(missing[:min(3, len(missing))]) // memberlist logs what went wrong
 	}

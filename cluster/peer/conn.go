@@ -26,10 +26,10 @@ func newConn(tc *tls.Conn, proto string, cred *credential, c check) *Conn {
 func (c *Conn) Proto() string { return c.proto }
 
 // Peer says who the peer is by the view of now, not of the handshake: Denied or Unauthenticated once it may no longer speak.
-func (c *Conn) Peer() (PeerInfo, error) {
+func (c *Conn) Peer() (Info, error) {
 	info, err := c.check(c.cred)
 	if err != nil {
-		return PeerInfo{}, err
+		return Info{}, err
 	}
 	info.TLS, info.RemoteAddr = c.state, c.RemoteAddr()
 	return info, nil

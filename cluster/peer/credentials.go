@@ -27,15 +27,15 @@ func authInfo(c *Conn) AuthInfo {
 
 // FromContext says who calls, by the view of now: in a gRPC handler, behind ServerCredentials. Unauthenticated if the call did
 // not come through the mesh port; Denied or Unauthenticated if the caller may no longer speak. A caller of a Nobody protocol is
-// a PeerInfo without Node and Admin.
-func FromContext(ctx context.Context) (PeerInfo, error) {
+// an Info without Node and Admin.
+func FromContext(ctx context.Context) (Info, error) {
 	p, ok := grpcpeer.FromContext(ctx)
 	if !ok {
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "the call has no peer")
+		return Info{}, fault.New(fault.Unauthenticated, "the call has no peer")
 	}
 	info, ok := p.AuthInfo.(AuthInfo)
 	if !ok {
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "the call did not come through the mesh port")
+		return Info{}, fault.New(fault.Unauthenticated, "the call did not come through the mesh port")
 	}
 	return info.Conn.Peer()
 }
@@ -62,7 +62,7 @@ func (s serverCredentials) Clone() credentials.TransportCredentials { return s }
 func (serverCredentials) OverrideServerName(string) error           { return nil }
 
 func protocolInfo() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3"}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Credentials are for a grpc.ClientConn to the mesh port under a protocol; who must answer is as in Dial.

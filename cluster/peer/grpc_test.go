@@ -26,7 +26,7 @@ import (
 // service is a grpc.Server on a port's protocols, which notes who called and what the connection's exporter yields.
 type service struct {
 	*port
-	caller atomic.Pointer[peer.PeerInfo]
+	caller atomic.Pointer[peer.Info]
 	ekm    atomic.Pointer[[]byte]
 }
 

@@ -50,9 +50,9 @@ const rolePrefix = "role:"
 // Role admits the nodes that have the role.
 func Role(r keyring.Role) Policy { return rolePrefix + Policy(r) }
 
-// PeerInfo is who the other end of a connection is. Both Node and Admin are nil where the protocol admits anonymous peers, and
+// Info is who the other end of a connection is. Both Node and Admin are nil where the protocol admits anonymous peers, and
 // for a server that was verified by chain because there was no view.
-type PeerInfo struct {
+type Info struct {
 	Node       *keyring.Node
 	Admin      *keyring.Admin
 	TLS        tls.ConnectionState
@@ -60,7 +60,7 @@ type PeerInfo struct {
 }
 
 // Name is how logs and records call the peer: node/<id>, admin/<id> or anonymous.
-func (p PeerInfo) Name() string {
+func (p Info) Name() string {
 	switch {
 	case p.Node != nil:
 		return "node/" + p.Node.ID

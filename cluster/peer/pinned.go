@@ -33,9 +33,9 @@ func (p Pinned) Dial(ctx context.Context, addr string) (*Conn, error) {
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "dial %s: %w", addr, err)
 	}
-	c, err := handshake(ctx, raw, ProtoJoin, nil, func(cred *credential) (PeerInfo, error) {
+	c, err := handshake(ctx, raw, ProtoJoin, nil, func(cred *credential) (Info, error) {
 		_, err := keyring.VerifyPinned(cred.chain, p.Pin, p.Clock())
-		return PeerInfo{}, err
+		return Info{}, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", addr, err)

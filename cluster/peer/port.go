@@ -180,9 +180,9 @@ func (p *Port) certificate() (*tls.Certificate, error) {
 
 func (p *Port) check(policy Policy) check {
 	if policy == Nobody {
-		return func(*credential) (PeerInfo, error) { return PeerInfo{}, nil }
+		return func(*credential) (Info, error) { return Info{}, nil }
 	}
-	return func(cred *credential) (PeerInfo, error) {
+	return func(cred *credential) (Info, error) {
 		return byRecord(p.config.Trust.Snapshot(), cred, requirement{policy: policy}, p.config.Clock())
 	}
 }

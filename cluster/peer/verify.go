@@ -26,7 +26,7 @@ type credential struct {
 }
 
 // check decides whether the holder of a credential may speak. A nil credential is that of an anonymous peer.
-type check func(*credential) (PeerInfo, error)
+type check func(*credential) (Info, error)
 
 // read reads the credential from a handshake.
 func read(cs tls.ConnectionState) (*credential, error) {
@@ -56,13 +56,13 @@ func (c check) verifyConnection(cs tls.ConnectionState) error {
 }
 
 // byRecord decides whether the holder of a credential may speak, by the records of the view and by nothing else.
-func byRecord(view *keyring.Snapshot, cred *credential, want requirement, now time.Time) (PeerInfo, error) {
+func byRecord(view *keyring.Snapshot, cred *credential, want requirement, now time.Time) (Info, error) {
 	if view == nil {
-		return PeerInfo{}, fault.New(fault.Unavailable, "verify peer: this node has no view of the mesh yet")
+		return Info{}, fault.New(fault.Unavailable, "verify peer: this node has no view of the mesh yet")
 	}
 	id, pub := cred.id, cred.pub
 	if id.TrustDomain != view.Mesh.TrustDomain {
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: it is of trust domain %q, not of %q", id.TrustDomain, view.Mesh.TrustDomain)
+		return Info{}, fault.New(fault.Unauthenticated, "verify peer: it is of trust domain %q, not of %q", id.TrustDomain, view.Mesh.TrustDomain)
 	}
 	if id.Kind == keyring.KindAdmin {
 		return adminByRecord(view, pub, id, want, now)
@@ -71,30 +71,30 @@ func byRecord(view *keyring.Snapshot, cred *credential, want requirement, now ti
 	node := view.Nodes[id.Node]
 	switch {
 	case node == nil || !pub.Equal(node.PublicKey):
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: its key is not that of node/%s", id.Node)
+		return Info{}, fault.New(fault.Unauthenticated, "verify peer: its key is not that of node/%s", id.Node)
 	case !node.Trusted():
-		return PeerInfo{}, fault.New(fault.Denied, "verify peer: node/%s is %s", node.ID, node.State)
+		return Info{}, fault.New(fault.Denied, "verify peer: node/%s is %s", node.ID, node.State)
 	case want.node != "" && want.node != node.ID:
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: node/%s answered where node/%s was meant", node.ID, want.node)
+		return Info{}, fault.New(fault.Unauthenticated, "verify peer: node/%s answered where node/%s was meant", node.ID, want.node)
 	case !want.policy.admitsNode(node):
-		return PeerInfo{}, fault.New(fault.Denied, "verify peer: node/%s is not admitted: want %s", node.ID, want.policy)
+		return Info{}, fault.New(fault.Denied, "verify peer: node/%s is not admitted: want %s", node.ID, want.policy)
 	}
-	return PeerInfo{Node: node}, nil
+	return Info{Node: node}, nil
 }
 
-func adminByRecord(view *keyring.Snapshot, pub ed25519.PublicKey, id keyring.ID, want requirement, now time.Time) (PeerInfo, error) {
+func adminByRecord(view *keyring.Snapshot, pub ed25519.PublicKey, id keyring.ID, want requirement, now time.Time) (Info, error) {
 	admin := view.AdminByKey(pub)
 	switch {
 	case admin == nil || admin.Name != id.Name:
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: its key is not that of administrator %q", id.Name)
+		return Info{}, fault.New(fault.Unauthenticated, "verify peer: its key is not that of administrator %q", id.Name)
 	case !admin.RevokedAt.IsZero():
-		return PeerInfo{}, fault.New(fault.Denied, "verify peer: admin/%s is revoked", admin.ID)
+		return Info{}, fault.New(fault.Denied, "verify peer: admin/%s is revoked", admin.ID)
 	case now.After(admin.ExpiresAt.Add(keyring.Skew)):
-		return PeerInfo{}, fault.New(fault.Unauthenticated, "verify peer: the credential of admin/%s expired at %s", admin.ID, admin.ExpiresAt.UTC().Format(time.RFC3339))
+		return Info{}, fault.New(fault.Unauthenticated, "verify peer: the credential of admin/%s expired at %s", admin.ID, admin.ExpiresAt.UTC().Format(time.RFC3339))
 	case want.policy != Admin && want.policy != AdminOrNode:
-		return PeerInfo{}, fault.New(fault.Denied, "verify peer: admin/%s is not admitted: want %s", admin.ID, want.policy)
+		return Info{}, fault.New(fault.Denied, "verify peer: admin/%s is not admitted: want %s", admin.ID, want.policy)
 	}
-	return PeerInfo{Admin: admin}, nil
+	return Info{Admin: admin}, nil
 }
 
 func (p Policy) admitsNode(n *keyring.Node) bool {
@@ -150,9 +150,9 @@ const maxChain = 6
 func (b Bundle) ClientTLS(cert *tls.Certificate) *tls.Config {
 	c := &tls.Config{
 		MinVersion:         tls.VersionTLS13,
-		InsecureSkipVerify: true, // a host's name says nothing about a node; VerifyConnection decides
-		VerifyConnection: check(func(cred *credential) (PeerInfo, error) {
-			return PeerInfo{}, b.verify(cred, "", time.Now())
+		InsecureSkipVerify: true, //nolint:gosec // a host's name says nothing about a node; VerifyConnection decides
+		VerifyConnection: check(func(cred *credential) (Info, error) {
+			return Info{}, b.verify(cred, "", time.Now())
 		}).verifyConnection,
 	}
 	if cert != nil {
