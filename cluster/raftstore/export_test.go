@@ -1,6 +1,9 @@
 package raftstore
 
 import (
+	"io"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	"github.com/hashicorp/raft"
 
 	"github.com/iapmesh/iapmesh/cluster/store"
@@ -20,4 +23,21 @@ func EncodeEpoch(epoch uint64) []byte { return encodeEpoch(epoch) }
 func DecodeCommand(b []byte) (store.Txn, uint64, error) {
 	c, err := decodeCommand(b)
 	return c.txn, c.epoch, err
+}
+
+// DecodeSnapshot and EncodeSnapshot show the snapshot's format to its fuzzer.
+func DecodeSnapshot(r io.Reader) (*fsmSnapshot, error) {
+	s, applied, err := decodeSnapshot(r)
+	return &fsmSnapshot{state: s, applied: applied}, err
+}
+
+func EncodeSnapshot(w io.Writer, s *fsmSnapshot) error { return s.encode(w) }
+
+// SnapshotOf makes a snapshot of entries.
+func SnapshotOf(applied uint64, at store.Revision, entries ...store.Entry) *fsmSnapshot {
+	txn := iradix.New[store.Entry]().Txn()
+	for _, e := range entries {
+		txn.Insert([]byte(e.Key), e)
+	}
+	return &fsmSnapshot{state: &state{revision: at, entries: txn.Commit()}, applied: applied}
 }

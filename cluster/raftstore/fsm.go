@@ -38,7 +38,7 @@ type fsm struct {
 	mu      sync.Mutex // makes a state and its history one
 	history history
 
-	onApply func(index uint64) // called after each batch that raft applied
+	onCommitted func(index uint64) // called with the last index of each batch from raft, before readers see it
 }
 
 func newFSM(historyLimit int) *fsm {
@@ -47,7 +47,7 @@ func newFSM(historyLimit int) *fsm {
 	return f
 }
 
-// applied is what ApplyBatch answers for a commit: its revision, or why it was refused.
+// outcome is what ApplyBatch answers for a commit: its revision, or why it was refused.
 type outcome struct {
 	revision store.Revision
 	err      error
@@ -59,10 +59,10 @@ func (f *fsm) Apply(log *raft.Log) any { return f.ApplyBatch([]*raft.Log{log})[0
 // ApplyBatch implements raft.BatchingFSM. Readers see the batch at once, watches each of its commits.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	answers := make([]any, len(logs))
-	f.applyAll(logs, answers)
-	if f.onApply != nil && len(logs) > 0 {
-		f.onApply(logs[len(logs)-1].Index)
+	if f.onCommitted != nil && len(logs) > 0 {
+		f.onCommitted(logs[len(logs)-1].Index)
 	}
+	f.applyAll(logs, answers)
 	return answers
 }
 

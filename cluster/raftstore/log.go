@@ -61,6 +61,13 @@ func (s *sealedLog) GetLog(index uint64, l *raft.Log) error {
 
 // get returns the applied index that was staged with the entry too.
 func (s *sealedLog) get(index uint64, l *raft.Log) (staged uint64, err error) {
+	first, err := s.WAL.FirstIndex()
+	if err != nil {
+		return 0, err
+	}
+	if index < first { // raft-wal 0.4.1 still returns what was deleted, as long as it lies in the newest segment
+		return 0, raft.ErrLogNotFound
+	}
 	if err := s.WAL.GetLog(index, l); err != nil {
 		return 0, err
 	}

@@ -19,13 +19,14 @@ const (
 
 // marker remembers the last log index that this member applied, and so knew to be committed: raft does not persist that.
 //
-// It is written at each batch without a sync: that survives the death of the process. A power cut may lose the newest marks;
+// It is written before readers see a batch, without a sync: that survives the death of the process, at any point. A power cut may lose the newest marks;
 // then the applied index staged in the log's last entry stands (see sealedLog). There are two slots, so that a torn write
 // spoils one; the greater counts.
 type marker struct {
 	file *os.File
 	keys *keys
 	slot int64
+	last uint64
 }
 
 // openMarker returns the marker and the index that it holds.
@@ -43,7 +44,7 @@ func openMarker(dir string, k *keys) (*marker, uint64, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("open %s: %w", path, err)
 	}
-	return &marker{file: f, keys: k}, index, nil
+	return &marker{file: f, keys: k, last: index}, index, nil
 }
 
 func readMarker(content []byte, k *keys) (uint64, error) {
@@ -63,12 +64,17 @@ func readMarker(content []byte, k *keys) (uint64, error) {
 	return index, nil
 }
 
+// set marks an index as committed. Raft replays old entries after a start, so a lower index changes nothing.
 func (m *marker) set(index uint64) error {
+	if index <= m.last {
+		return nil
+	}
 	slot := sealRandom(m.keys.marker, make([]byte, 0, markerSlot), binary.BigEndian.AppendUint64(nil, index), []byte(markerContext))
 	m.slot = markerSlot - m.slot
 	if _, err := m.file.WriteAt(slot[:cap(slot)], m.slot); err != nil {
 		return fmt.Errorf("mark index %d: %w", index, err)
 	}
+	m.last = index
 	return nil
 }
 

@@ -56,7 +56,7 @@ func (s *Store) startRaft(notify chan<- bool) (*raft.Raft, error) {
 		Timeout:         s.cfg.RPCTimeout,
 	})
 	trans := &nudgingTransport{NetworkTransport: net, pipelines: map[*nudgedPipeline]struct{}{}}
-	s.fsm.onApply = func(index uint64) {
+	s.fsm.onCommitted = func(index uint64) {
 		trans.nudge(index)
 		s.log.sealed.staged.Store(index)
 		if err := s.marker.set(index); err != nil {

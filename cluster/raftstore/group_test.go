@@ -1,0 +1,365 @@
+package raftstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/iapmesh/iapmesh/cluster/raftstore"
+	"github.com/iapmesh/iapmesh/cluster/store"
+	"github.com/iapmesh/iapmesh/internal/fault"
+)
+
+func TestWritesResumeWithoutTheLeader(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, 3, nil)
+	old := g.leader()
+	terms, ended := make(chan store.Term, 1), make(chan error, 1)
+	go old.Lead(t.Context(), func(ctx context.Context, term store.Term) error {
+		terms <- term
+		<-ctx.Done()
+		ended <- ctx.Err()
+		return ctx.Err()
+	})
+	oldTerm := <-terms
+	mustCommit(t, old, put("before", "cut"))
+
+	g.net.Cut(old.addr)
+	next := g.leader(old)
+	rev := mustCommit(t, next, put("after", "cut"))
+	<-ended // the old leader noticed by itself
+	if _, err := old.Commit(t.Context(), put("lost", "write")); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("commit at the leader that was cut off: %v, want unavailable", err)
+	}
+	if got := value(t, old, "before"); got != "cut" {
+		t.Errorf("the member that is cut off reads %q", got)
+	}
+	fenced := put("after", "fenced")
+	fenced.Term = oldTerm
+	if _, err := next.Commit(t.Context(), fenced); !fault.Is(err, fault.Conflict) {
+		t.Errorf("commit under the old term: %v, want a conflict", err)
+	}
+
+	g.net.Heal(old.addr)
+	mustWait(t, old, rev)
+	if got, want := dump(t, old), dump(t, next); got != want {
+		t.Errorf("after healing: %s, want %s", got, want)
+	}
+}
+
+func TestOthersNameTheLeader(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.Heartbeat = steady })
+	leader := g.leader()
+	rev := mustCommit(t, leader, put("k", "v"))
+	for _, m := range g.others(leader) {
+		mustWait(t, m, rev)
+		_, commitErr := m.Commit(t.Context(), put("k", "w"))
+		_, syncErr := m.Sync(t.Context())
+		for what, err := range map[string]error{
+			"commit": commitErr, "sync": syncErr,
+			"add voter": m.AddVoter(t.Context(), "node-7", "127.0.0.1:1"),
+			"transfer":  m.TransferLeadership(t.Context()),
+		} {
+			var elsewhere *raftstore.NotLeaderError
+			if !errors.As(err, &elsewhere) || elsewhere.ID != leader.cfg.NodeID || elsewhere.Addr != leader.addr || !fault.Is(err, fault.Unavailable) {
+				t.Errorf("%s at %s: %v, want the leader's name and address", what, m.cfg.NodeID, err)
+			}
+		}
+		if st := m.State(); st.Role != "follower" || st.LeaderID != leader.cfg.NodeID || st.Revision != rev || st.LastContact < 0 || st.Term == 0 {
+			t.Errorf("state of %s: %+v", m.cfg.NodeID, st)
+		}
+	}
+}
+
+func TestALoneVoterOfThreeNeitherCommitsNorSyncs(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, 3, nil)
+	leader := g.leader()
+	rev := mustCommit(t, leader, put("k", "v"))
+	for _, m := range g.others(leader) {
+		m.end(t)
+	}
+	// It may not have noticed yet: then the commit is in doubt, and the round does not come back.
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := leader.Commit(ctx, put("k", "w")); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("commit: %v", err)
+	}
+	if err := leader.QuorumRound(ctx); !fault.Is(err, fault.Unavailable) || ctx.Err() != nil {
+		t.Errorf("quorum round: %v", err)
+	}
+	if e, err := leader.Get(t.Context(), "k"); err != nil || e.Revision != rev {
+		t.Errorf("local read: %+v, %v", e, err)
+	}
+}
+
+func TestACommitWhoseContextEndsIsInDoubt(t *testing.T) {
+	t.Parallel()
+	disk := &disk{gate: make(chan struct{})}
+	g := newGroup(t, 1, func(_ int, c *raftstore.Config) { *c = raftstore.WithDisk(*c, disk.wrap) })
+	m := g.leader()
+	disk.stalls.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err := m.Commit(ctx, put("k", "v"))
+	if !errors.Is(err, store.ErrInDoubt) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("commit: %v, want in doubt, because of the deadline", err)
+	}
+	disk.stalls.Store(false)
+	close(disk.gate)
+	eventually(t, "the commit that was in doubt", func() bool {
+		_, err := m.Get(t.Context(), "k")
+		return err == nil
+	})
+}
+
+func TestAPlannedStopHandsLeadershipOver(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, 3, func(_ int, c *raftstore.Config) {
+		c.Heartbeat = 5 * time.Second
+		c.Election = 5 * time.Second
+		c.Lease = 5 * time.Second
+	})
+	old := g.leader()
+	rev := mustCommit(t, old, put("k", "v"))
+	for _, m := range g.members {
+		mustWait(t, m, rev)
+	}
+	start := time.Now()
+	old.end(t)
+	mustCommit(t, g.leader(old), put("k", "w"))
+	if took := time.Since(start); took >= 5*time.Second {
+		t.Errorf("the next leader came after %v: by timeout, not by transfer", took)
+	}
+}
+
+// disk stalls or fails when told to.
+type disk struct {
+	raft.LogStore
+	stalls, fails atomic.Bool
+	gate          chan struct{}
+}
+
+func (d *disk) wrap(inner raft.LogStore) raft.LogStore {
+	d.LogStore = inner
+	return d
+}
+
+func (d *disk) StoreLogs(logs []*raft.Log) error {
+	if d.fails.Load() {
+		return errors.New("input/output error")
+	}
+	if d.stalls.Load() {
+		<-d.gate
+	}
+	return d.LogStore.StoreLogs(logs)
+}
+
+func TestAStalledDiskEndsTheLeader(t *testing.T) {
+	t.Parallel()
+	disks := make([]*disk, 3)
+	g := newGroup(t, 3, func(i int, c *raftstore.Config) {
+		disks[i] = &disk{gate: make(chan struct{})}
+		*c = raftstore.WithDisk(*c, disks[i].wrap)
+		c.DiskStall = 200 * time.Millisecond
+	})
+	for i, m := range g.members {
+		if m != g.leader() {
+			continue
+		}
+		t.Cleanup(func() { close(disks[i].gate) })
+		disks[i].stalls.Store(true)
+		go m.Commit(t.Context(), put("k", "v"))
+		select {
+		case err := <-m.done:
+			m.done <- err
+			if !errors.Is(err, raftstore.ErrDiskStalled) {
+				t.Errorf("run: %v", err)
+			}
+		case <-time.After(patience):
+			t.Fatal("run did not end")
+		}
+		g.net.Cut(m.addr) // what the end of the process does
+		mustCommit(t, g.leader(m), put("k", "w"))
+		return
+	}
+}
+
+func TestAFailingDiskEndsTheMember(t *testing.T) {
+	t.Parallel()
+	disk := &disk{}
+	g := newGroup(t, 1, func(_ int, c *raftstore.Config) { *c = raftstore.WithDisk(*c, disk.wrap); c.DiskStall = time.Second })
+	m := g.leader()
+	disk.fails.Store(true)
+	if _, err := m.Commit(t.Context(), put("k", "v")); !errors.Is(err, store.ErrInDoubt) {
+		t.Errorf("commit: %v, want in doubt", err)
+	}
+	err := <-m.done
+	m.done <- err
+	if !errors.Is(err, raftstore.ErrDiskFailed) {
+		t.Errorf("run: %v", err)
+	}
+}
+
+// Without the nudge, an idle group's followers learn of a commit after CommitTimeout × [1, 2).
+func TestFollowersLearnOfACommitAtOnce(t *testing.T) {
+	t.Parallel()
+	const commitTimeout = 3 * time.Second
+	g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.Heartbeat, c.CommitTimeout = steady, commitTimeout })
+	leader := g.leader()
+	warm := mustCommit(t, leader, put("k", "warm"))
+	for _, m := range g.members {
+		mustWait(t, m, warm)
+	}
+	var worst time.Duration
+	for i := range 5 {
+		start := time.Now()
+		rev := mustCommit(t, leader, put("k", fmt.Sprint(i)))
+		for _, m := range g.members {
+			mustWait(t, m, rev)
+		}
+		worst = max(worst, time.Since(start))
+	}
+	if worst >= commitTimeout {
+		t.Errorf("a commit took %v to be seen by all: as late as without a nudge", worst)
+	}
+	t.Logf("worst: %v", worst)
+}
+
+func TestAFollowerFarBehindGetsASnapshot(t *testing.T) {
+	t.Parallel()
+	const canary = "canary-77aa"
+	g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.TrailingLogs, c.Heartbeat = 8, steady })
+	leader := g.leader()
+	behind := g.others(leader)[0]
+	before := mustCommit(t, leader, put("k", "before"))
+	mustWait(t, behind, before)
+	g.net.Cut(behind.addr)
+	for i := range 40 {
+		mustCommit(t, leader, put(fmt.Sprint(canary, "/", i%30), fmt.Sprint(canary, i)))
+	}
+	if err := leader.Snapshot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rev := mustCommit(t, leader, store.Txn{Deletes: []string{"k"}})
+	g.net.Heal(behind.addr)
+	for c, err := range behind.Watch(t.Context(), before) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Reset {
+			break // there is no other way to get here
+		}
+		t.Fatalf("a change at %v came, though the log that held it is gone", c.Revision)
+	}
+	mustWait(t, behind, rev)
+	if got, want := dump(t, behind), dump(t, leader); got != want {
+		t.Errorf("after the snapshot: %s\nwant %s", got, want)
+	}
+	// What it was sent, it keeps under its own seal, and restarts from.
+	behind.end(t)
+	if got := dump(t, g.start(behind.cfg, behind.addr)); got != dump(t, leader) {
+		t.Error("the state after a restart differs")
+	}
+}
+
+func TestMembersComeAndGo(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, 1, func(_ int, c *raftstore.Config) { c.Heartbeat = steady })
+	first := g.leader()
+	cfg := first.cfg
+	cfg.Dir, cfg.NodeID, cfg.Bootstrap = t.TempDir(), "node-b", false
+	b := g.start(cfg, "127.0.0.1:0")
+	if err := first.AddNonvoter(t.Context(), "node-b", b.addr); err != nil {
+		t.Fatal(err)
+	}
+	mustWait(t, b, mustCommit(t, first, put("k", "v")))
+	want := []raftstore.Server{{ID: "node-0", Addr: first.addr, Voter: true}, {ID: "node-b", Addr: b.addr}}
+	if got, err := first.Servers(); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("members %v, %v, want %v", got, err, want)
+	}
+	if err := first.AddVoter(t.Context(), "node-b", b.addr); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.TransferLeadershipTo(t.Context(), "node-b", b.addr); err != nil {
+		t.Fatal(err)
+	}
+	g.members = append(g.members, b)
+	if leader := g.leader(first); leader != b {
+		t.Fatalf("%s leads", leader.cfg.NodeID)
+	}
+	if err := b.RemoveServer(t.Context(), "node-0"); err != nil {
+		t.Fatal(err)
+	}
+	first.end(t)
+	mustCommit(t, b, put("k", "alone again"))
+	if got, err := b.Servers(); err != nil || len(got) != 1 {
+		t.Errorf("members %v, %v", got, err)
+	}
+}
+
+func TestANewEpochStartsWatchesAnew(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, 1, nil)
+	m := g.leader()
+	r1 := mustCommit(t, m, put("k", "v"))
+	r2, err := m.AdvanceEpoch(t.Context(), 5)
+	if err != nil || r2.Epoch != 5 || !r1.Before(r2) {
+		t.Fatalf("advance epoch: %v, %v", r2, err)
+	}
+	if _, err := m.AdvanceEpoch(t.Context(), 5); !fault.Is(err, fault.Conflict) {
+		t.Errorf("the same epoch again: %v", err)
+	}
+	for c, err := range m.Watch(t.Context(), r1) {
+		if err != nil || !c.Reset || c.Revision != r2 || len(c.Entries) != 1 || c.Entries[0].Revision != r1 {
+			t.Errorf("watch from the old epoch: %+v, %v", c, err)
+		}
+		break
+	}
+	guarded := put("k", "w")
+	guarded.Guards = []store.Guard{{Key: "k", Revision: r1}} // entries keep their revisions
+	if r3 := mustCommit(t, m, guarded); r3.Epoch != 5 {
+		t.Errorf("commit in the new epoch: %v", r3)
+	}
+	want := dump(t, m)
+	m.end(t)
+	if got := dump(t, g.start(m.cfg, m.addr)); got != want {
+		t.Errorf("after a restart %s, want %s", got, want)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	g := newGroup(t, 1, func(_ int, c *raftstore.Config) { c.Registerer = registry })
+	m := g.leader()
+	rev := mustCommit(t, m, put("k", "v"))
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		sample := f.GetMetric()[0]
+		got[f.GetName()] = sample.GetGauge().GetValue() + float64(sample.GetHistogram().GetSampleCount())
+	}
+	if got["iapmesh_raft_is_leader"] != 1 || got["iapmesh_raft_commit_seconds"] != 1 || got["iapmesh_raft_term"] < 1 ||
+		got["iapmesh_raft_applied_index"] < float64(rev.Index) || got["iapmesh_raft_last_contact_seconds"] != 0 {
+		t.Errorf("metrics: %v", got)
+	}
+	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v, %v", problems, err)
+	}
+	m.end(t)
+	if families, err := registry.Gather(); err != nil || len(families) > 0 {
+		t.Errorf("%d families outlive the store, %v", len(families), err)
+	}
+}
