@@ -159,6 +159,7 @@ func identity(t testing.TB, cert *tls.Certificate) *peer.Identity {
 type port struct {
 	*peer.Port
 	addr     string
+	identity *peer.Identity
 	accepted chan *peer.Conn
 }
 
@@ -176,7 +177,7 @@ func (m *mesh) port(cert *tls.Certificate, change func(*peer.Config), protos map
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	out := &port{Port: p, addr: l.Addr().String(), accepted: make(chan *peer.Conn, 1024)}
+	out := &port{Port: p, addr: l.Addr().String(), identity: config.Identity, accepted: make(chan *peer.Conn, 1024)}
 	for name, policy := range protos {
 		pl, err := p.Listen(name, policy)
 		if err != nil {
