@@ -37,11 +37,10 @@ type Config struct {
 
 // Listen is where a node listens: host:port. An empty address is not listened on, except Mesh, which every node has.
 type Listen struct {
-	Mesh      string `yaml:"mesh"`
-	Gossip    string `yaml:"gossip"`     // TCP and UDP, within the region
-	GossipWAN string `yaml:"gossip_wan"` // TCP and UDP, between regions
-	Proxy     string `yaml:"proxy"`
-	Ops       string `yaml:"ops"`
+	Mesh   string `yaml:"mesh"`
+	Gossip string `yaml:"gossip"` // TCP and UDP, within the region
+	Proxy  string `yaml:"proxy"`
+	Ops    string `yaml:"ops"`
 }
 
 // Advertise is where others reach the node, where that differs from Listen.
@@ -102,7 +101,6 @@ func DefaultConfig() Config {
 	return Config{
 		Roles:   []string{"proxy"},
 		DataDir: "/var/lib/iapmesh",
-		Listen:  Listen{Mesh: "0.0.0.0:7443", Gossip: "0.0.0.0:7946", GossipWAN: "0.0.0.0:7947", Proxy: "0.0.0.0:443", Ops: "127.0.0.1:9464"},
 	}
 }
 
@@ -153,7 +151,6 @@ func (c *Config) Validate() error {
 		bad("listen.mesh: every node listens there")
 	}
 	for field, addr := range map[string]string{
-		"listen.mesh": c.Listen.Mesh, "listen.gossip": c.Listen.Gossip, "listen.gossip_wan": c.Listen.GossipWAN,
 		"listen.proxy": c.Listen.Proxy, "listen.ops": c.Listen.Ops,
 	} {
 		errs = append(errs, validAddress(field, addr, false))

@@ -23,12 +23,13 @@ type Source struct {
 	logger  *slog.Logger
 	onView  []func(*View)
 	view    atomic.Pointer[View]
+	served  atomic.Pointer[revision.Revision]
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each view; guarded by mu
 	problem atomic.Pointer[string]
 }
 
-// NewSource makes a Source. onView are called in order, by Run, with each view just after it was published.
+// NewSource makes a Source. onView are called in order, by Run, with each view just after Load returns it.
 func NewSource(s watcher, logger *slog.Logger, onView ...func(*View)) *Source {
 	return &Source{store: s, logger: logger, onView: onView, changed: make(chan struct{})}
 }
@@ -44,7 +45,16 @@ func (s *Source) Revision() revision.Revision {
 	return revision.Revision{}
 }
 
-// Changed returns a channel that closes when a view newer than the one that Load returns now is published. Take it before Load.
+// Served is the revision by which this node decides everything, what is open included: onView has returned for it. It is what a
+// node acknowledges.
+func (s *Source) Served() revision.Revision {
+	if r := s.served.Load(); r != nil {
+		return *r
+	}
+	return revision.Revision{}
+}
+
+// Changed returns a channel that closes when the next view is served. Take it before Load.
 func (s *Source) Changed() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -112,11 +122,12 @@ func (s *Source) report(err error, c store.Change) {
 
 func (s *Source) publish(v *View) {
 	s.view.Store(v)
+	for _, f := range s.onView {
+		f(v)
+	}
+	s.served.Store(&v.Revision)
 	s.mu.Lock()
 	close(s.changed)
 	s.changed = make(chan struct{})
 	s.mu.Unlock()
-	for _, f := range s.onView {
-		f(v)
-	}
 }
