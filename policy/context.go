@@ -91,11 +91,16 @@ func (e *entities) callerEntity() types.Entity {
 	if n&needUser == 0 {
 		return out
 	}
-	attributes := types.RecordMap{"suspended": types.Boolean(r.Suspended)}
+	attributes := make(types.RecordMap, 3)
+	if n&needSuspended != 0 {
+		attributes["suspended"] = types.Boolean(r.Suspended)
+	}
 	// An address with two @ has no domain, and is none.
 	if email := cleanEmail(r.Principal.Email); email != "" {
-		attributes["email"] = types.String(email)
-		if domain := cleanDomain(afterAt(email)); domain != "" {
+		if n&needEmail != 0 {
+			attributes["email"] = types.String(email)
+		}
+		if domain := cleanDomain(afterAt(email)); n&needDomain != 0 && domain != "" {
 			attributes["domain"] = types.String(domain)
 		}
 	}
