@@ -19,11 +19,8 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// Names of the secrets that the leader itself makes.
-const (
-	SecretGossipRing = "ring"    // audience gossip: 32-byte keys, one after another; the first encrypts
-	SecretHandoff    = "handoff" // audience proxies: 32 bytes
-)
+// SecretGossipRing is the secret of audience gossip that the leader makes: 32-byte keys, one after another; the first encrypts.
+const SecretGossipRing = "ring"
 
 // wanted is the audiences that there should be, each with its members: the nodes that must open its secrets. Control nodes are
 // members of all: whoever leads must be able to add a member.
@@ -129,7 +126,7 @@ func (c *Controller) beginAudience(t *tx, name string, members map[string][]byte
 	case name == keyring.AudienceGossip:
 		return c.makeSecret(t, key, SecretGossipRing, 32)
 	case name == keyring.AudienceProxies:
-		return c.makeSecret(t, key, SecretHandoff, 32)
+		return c.makeSecret(t, key, keyring.SecretHandoff, 32)
 	case strings.HasPrefix(name, "assert/"):
 		region, selector := assertSlot(name)
 		return c.announceAssertion(t, key, region, selector)
@@ -185,8 +182,8 @@ func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[stri
 		if err != nil {
 			return err
 		}
-		if a.Name == keyring.AudienceProxies && s.Name == SecretHandoff {
-			if err := c.makeSecret(t, key, SecretHandoff, 32); err != nil {
+		if a.Name == keyring.AudienceProxies && s.Name == keyring.SecretHandoff {
+			if err := c.makeSecret(t, key, keyring.SecretHandoff, 32); err != nil {
 				return err
 			}
 			continue
@@ -266,13 +263,10 @@ func (c *Controller) SetSecret(ctx context.Context, by, name string, value []byt
 		if err != nil {
 			return err
 		}
-		return putSecret(t, key, UserSecret(name), value)
+		return putSecret(t, key, keyring.UserSecret(name), value)
 	})
 	if err == nil {
 		c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "secret.set", "name": name})
 	}
 	return at, err
 }
-
-// UserSecret is under which name an operator's secret lies, apart from those that the leader makes.
-func UserSecret(name string) string { return "user-" + name }

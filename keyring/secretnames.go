@@ -1,0 +1,9 @@
+package keyring
+
+// SecretHandoff names the secret of audience proxies from which nodes derive the keys that protect sign-ins in progress and
+// hand-off tickets: 32 bytes, made by the leader.
+const SecretHandoff = "handoff"
+
+// UserSecret is under which name an operator's secret, such as an identity provider's client secret, lies in audience proxies:
+// apart from those that the leader makes.
+func UserSecret(name string) string { return "user-" + name }
