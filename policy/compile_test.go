@@ -79,8 +79,10 @@ func TestCompileRefuses(t *testing.T) {
 		"mfa in a deny":            {deny(policy.Item{MFA: time.Hour}), []string{"mfa", "allow only"}},
 		"posture in a deny":        {deny(policy.Item{Device: &policy.DeviceRule{Managed: &managed, Posture: 3}}), []string{"device.posture"}},
 		"device that says nothing": {allow(policy.Item{Anyone: true, Device: &policy.DeviceRule{}}), []string{"says nothing"}},
+		"text in no encoding":      {allow(policy.Item{Anyone: true, Device: &policy.DeviceRule{OS: []string{"\xff"}}}), []string{"not plain text"}},
 		"control characters":       {allow(policy.Item{Groups: []string{"okta/a\nb"}}), []string{"not plain text"}},
 
+		"tag in no encoding":   {func(s *policy.Source) { s.Routes[0].Tags = map[string]string{"a": "\xff"} }, []string{"no UTF-8"}},
 		"route twice":          {func(s *policy.Source) { s.Routes = append(s.Routes, s.Routes[0]) }, []string{"route wiki: is there twice"}},
 		"route without name":   {func(s *policy.Source) { s.Routes[0].Name = "" }, []string{"name: empty"}},
 		"route's zone":         {func(s *policy.Source) { s.Routes[0].Zone = "internl" }, []string{`no zone "internl"`, `did you mean "internal"?`}},

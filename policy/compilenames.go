@@ -2,6 +2,7 @@ package policy
 
 import (
 	"slices"
+	"unicode/utf8"
 
 	"github.com/cedar-policy/cedar-go/types"
 )
@@ -96,6 +97,9 @@ func (c *compiler) routeEntities() {
 		e.Attributes = types.NewRecord(types.RecordMap{"sensitivity": types.Long(r.Sensitivity), "regions": types.NewSet(regions...)})
 		tags := types.RecordMap{}
 		for k, v := range r.Tags {
+			if !utf8.ValidString(k) || !utf8.ValidString(v) { // two of them could hash to the same digest
+				c.bad(place, "tag %.60q: no UTF-8", k)
+			}
 			tags[types.String(k)] = types.String(v)
 		}
 		e.Tags = types.NewRecord(tags)

@@ -74,7 +74,11 @@ func (c *shortForm) allowOnly(key string) bool {
 
 func (c *shortForm) checkSize() {
 	it, size := c.item, 0
-	for _, values := range [][]string{it.Groups, it.Users, it.Emails, it.Domains, it.Services, it.Methods, it.Paths, it.IPs, it.Countries, it.CountriesNot, it.Hours} {
+	var systems []string
+	if it.Device != nil {
+		systems = it.Device.OS
+	}
+	for _, values := range [][]string{systems, it.Groups, it.Users, it.Emails, it.Domains, it.Services, it.Methods, it.Paths, it.IPs, it.Countries, it.CountriesNot, it.Hours} {
 		for _, v := range values {
 			size += len(v) + 4
 			if v == "" || strings.ContainsFunc(v, func(r rune) bool { return r < 0x20 || r == 0x7f || r == '\uFFFD' }) {
