@@ -108,8 +108,9 @@ func (i *Issuer) For(view *state.View, s Subject, route *resource.Route, host st
 	if err != nil {
 		return "", err
 	}
-	want.token, want.until = token, now.Add(reuseFor)
-	i.cache.put(&want, now)
+	fresh := want // a copy, so that want stays on the stack where there is nothing to sign
+	fresh.token, fresh.until = token, now.Add(reuseFor)
+	i.cache.put(&fresh, now)
 	return token, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -32,9 +31,8 @@ const (
 func JWKS(view *state.View, host string) (body []byte, etag string) {
 	routes := routesOf(view.Config, host)
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
-	for _, kid := range slices.Sorted(maps.Keys(view.Keyring.SigningKeys)) {
-		k := view.Keyring.SigningKeys[kid]
-		if k.Kind != keyring.SigningAssertion || !k.Verifies() || !covers(k.RouteSelector, routes) {
+	for _, k := range view.Keyring.VerifyingKeys(keyring.SigningAssertion) {
+		if !covers(k.RouteSelector, routes) {
 			continue
 		}
 		public, err := publicKey(k)

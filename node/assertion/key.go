@@ -45,7 +45,7 @@ func (s *signer) find(view *state.View, before *current) *current {
 		c.err = fault.New(fault.Unavailable, "assert: this node may not assert identities")
 		return c
 	}
-	record := active(view.Keyring, node.Region, node.RouteSelector)
+	record := view.Keyring.ActiveAssertionKey(node.Region, node.RouteSelector)
 	if record == nil {
 		c.err = fault.New(fault.Unavailable, "assert: no key is active for region %s and selector %q", node.Region, node.RouteSelector)
 		return c
@@ -59,20 +59,6 @@ func (s *signer) find(view *state.View, before *current) *current {
 		c.err = fault.New(fault.Unavailable, "assert: open key %s: %w", record.KID, c.err)
 	}
 	return c
-}
-
-// active returns the newest active key of a slot; nil if there is none.
-func active(s *keyring.Snapshot, region, selector string) *keyring.SigningKey {
-	var best *keyring.SigningKey
-	for _, k := range s.SigningKeys {
-		if k.Kind != keyring.SigningAssertion || k.Region != region || k.RouteSelector != selector || k.State != keyring.SigningActive {
-			continue
-		}
-		if best == nil || best.ActiveAt.Before(k.ActiveAt) || best.ActiveAt.Equal(k.ActiveAt) && best.KID < k.KID {
-			best = k
-		}
-	}
-	return best
 }
 
 // open opens secret/<audience>/<kid>, which holds PKCS #8 DER, and refuses a private half that is not the record's.
