@@ -64,3 +64,22 @@ func (f *FrameReader) fill(n int) error {
 	}
 	return nil
 }
+
+// Resync skips bytes until an intact frame of the run begins, and returns how many. It returns io.EOF if there is none.
+func (f *FrameReader) Resync(run Run) (skipped int64, err error) {
+	for {
+		if err := f.fill(MaxFrame); err != nil {
+			return skipped, err
+		}
+		if len(f.buf)-f.start < FrameHeader {
+			return skipped, io.EOF
+		}
+		f.start++
+		f.read++
+		skipped++
+		frame, n, err := DecodeFrame(f.buf[f.start:])
+		if err == nil && n > 0 && frame.Run == run {
+			return skipped, nil
+		}
+	}
+}
