@@ -166,7 +166,7 @@ func New(c Config) (*Mesh, error) {
 }
 
 func (m *Mesh) addPool(name, label string) {
-	p := &pool{mesh: m, name: name, label: label, transport: m.socket.transport(label)}
+	p := &pool{mesh: m, name: name, label: label, transport: m.socket.transport(label), wake: make(chan struct{}, 1)}
 	p.queue = &memberlist.TransmitLimitedQueue{NumNodes: p.size, RetransmitMult: 4}
 	m.pools = append(m.pools, p)
 }
@@ -197,7 +197,7 @@ func (m *Mesh) Members() []Member { return m.members.list() }
 // Changed returns a channel that closes with the next change of Members. Take it before reading them.
 func (m *Mesh) Changed() <-chan struct{} { return m.members.changed() }
 
-// Update changes what this node says of itself. Its id and region stay.
+// Update changes what this node says of itself; the pools say it soon after. Its id and region stay. Invalid if it does not fit.
 func (m *Mesh) Update(self Self) error {
 	self.NodeID, self.Region = m.config.Self.NodeID, m.config.Self.Region
 	if _, err := self.encode(); err != nil {
@@ -207,8 +207,9 @@ func (m *Mesh) Update(self Self) error {
 	m.self = self
 	m.mu.Unlock()
 	for _, p := range m.pools {
-		if err := p.announce(); err != nil {
-			return err
+		select {
+		case p.wake <- struct{}{}:
+		default: // it is about to look anyway
 		}
 	}
 	return nil

@@ -31,14 +31,14 @@ func newKey() []byte {
 
 // world is what the nodes of a test share: the addresses that a view would hold.
 type world struct {
-	t   *testing.T
+	t   testing.TB
 	key []byte
 
 	mu    sync.Mutex
 	addrs map[string]string // node id → gossip address
 }
 
-func newWorld(t *testing.T) *world { return &world{t: t, key: newKey(), addrs: map[string]string{}} }
+func newWorld(t testing.TB) *world { return &world{t: t, key: newKey(), addrs: map[string]string{}} }
 
 func (w *world) seeds(string) []string {
 	w.mu.Lock()
@@ -113,7 +113,7 @@ func (w *world) start(id, region string, change func(*gossip.Config)) *node {
 }
 
 // sees waits until n lists exactly these members, as "pool/id state".
-func (n *node) sees(t *testing.T, want ...string) {
+func (n *node) sees(t testing.TB, want ...string) {
 	t.Helper()
 	deadline := time.After(15 * time.Second)
 	for {
@@ -331,6 +331,11 @@ func TestAnUpdateIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the new version", func() bool { return a.Members()[1].Version == "2.0.0" })
+	early := w.start("c", "r1", nil)
+	if err := early.Update(gossip.Self{Version: "3.0.0"}); err != nil { // perhaps before it takes part at all
+		t.Fatal(err)
+	}
+	until(t, "the third version", func() bool { all := a.Members(); return len(all) == 3 && all[2].Version == "3.0.0" })
 	if err := b.Update(gossip.Self{Version: strings.Repeat("v", 65)}); !fault.Is(err, fault.Invalid) {
 		t.Errorf("a version of 65 bytes: %v", err)
 	}

@@ -96,14 +96,25 @@ func (ms *members) list() []Member {
 	return out
 }
 
-// alive are the gossip addresses of a pool's living members.
-func (ms *members) alive(pool string) map[string]bool {
+// get is what a member says of itself.
+func (ms *members) get(pool, node string) (Self, bool) {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
-	out := make(map[string]bool)
+	r := ms.byKey[memberKey{pool, node}]
+	if r == nil {
+		return Self{}, false
+	}
+	return r.Self, true
+}
+
+// alive are a pool's living members: gossip address → node id.
+func (ms *members) alive(pool string) map[string]string {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	out := make(map[string]string)
 	for key, r := range ms.byKey {
 		if key.pool == pool && r.State == Alive {
-			out[r.Addr.String()] = true
+			out[r.Addr.String()] = key.node
 		}
 	}
 	return out

@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -31,10 +32,16 @@ const (
 
 type digest [sha256.Size]byte
 
+// arrival is a message and the pool that it came through.
+type arrival struct {
+	pool string
+	msg  []byte
+}
+
 // messages keeps each message from being handled twice.
 type messages struct {
 	metrics *metrics
-	inbox   chan []byte
+	inbox   chan arrival
 
 	mu   sync.Mutex
 	seen map[digest]time.Time // until when
@@ -43,7 +50,7 @@ type messages struct {
 }
 
 func newMessages(m *metrics) *messages {
-	return &messages{metrics: m, inbox: make(chan []byte, maxInbox), seen: make(map[digest]time.Time)}
+	return &messages{metrics: m, inbox: make(chan arrival, maxInbox), seen: make(map[digest]time.Time)}
 }
 
 // first reports whether msg is new, and remembers it.
@@ -81,7 +88,7 @@ func (ms *messages) forget(msg []byte, after time.Duration) {
 }
 
 // arrive takes a message from another node. It never blocks: memberlist's receive loop calls it.
-func (ms *messages) arrive(msg []byte) {
+func (ms *messages) arrive(pool string, msg []byte) {
 	if len(msg) < 2 || len(msg) > 1+MaxMessage || msg[0] != kindUser && msg[0] != kindGoodbye {
 		ms.metrics.messages.WithLabelValues("malformed").Inc()
 		return
@@ -91,7 +98,7 @@ func (ms *messages) arrive(msg []byte) {
 		return
 	}
 	select {
-	case ms.inbox <- append([]byte(nil), msg...):
+	case ms.inbox <- arrival{pool, bytes.Clone(msg)}:
 	default: // told again by others, or with the next exchange of states
 		ms.forget(msg, 0)
 		ms.metrics.messages.WithLabelValues("dropped").Inc()
@@ -104,14 +111,15 @@ func (m *Mesh) deliver(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case msg := <-m.messages.inbox:
+		case a := <-m.messages.inbox:
+			msg := a.msg
 			switch {
 			case msg[0] == kindGoodbye && len(msg) > 9:
 				m.members.leaving(string(msg[1 : len(msg)-8]))
-				m.spread(msg)
+				m.spread(a)
 			case msg[0] == kindUser && m.config.Receive(msg[1:]):
 				m.metrics.messages.WithLabelValues("accepted").Inc()
-				m.spread(msg)
+				m.spread(a)
 			default:
 				m.metrics.messages.WithLabelValues("refused").Inc()
 				m.messages.forget(msg, keepRefused)
@@ -129,7 +137,7 @@ func (m *Mesh) Broadcast(msg []byte) error {
 	framed := append([]byte{kindUser}, msg...)
 	m.messages.first(framed)
 	m.metrics.messages.WithLabelValues("sent").Inc()
-	m.spread(framed)
+	m.spread(arrival{msg: framed})
 	return nil
 }
 
@@ -143,9 +151,14 @@ func (m *Mesh) goodbye(p *pool) {
 	p.enqueue(msg)
 }
 
-func (m *Mesh) spread(msg []byte) {
+// spread passes a message on. Into a pool that it did not come from it is sent to many members at once, since nobody there has
+// it yet; gossip then sees to the rest, and to lost packets.
+func (m *Mesh) spread(a arrival) {
 	for _, p := range m.pools {
-		p.enqueue(msg)
+		p.enqueue(a.msg)
+		if p.name != a.pool {
+			p.send(a.msg)
+		}
 	}
 }
 

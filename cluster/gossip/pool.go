@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"bytes"
 	"context"
 	"math/rand/v2"
 	"net"
@@ -21,6 +22,7 @@ type pool struct {
 	label     string
 	transport *transport
 	queue     *memberlist.TransmitLimitedQueue
+	wake      chan struct{}                         // what this node says of itself may have changed
 	list      atomic.Pointer[memberlist.Memberlist] // nil before and after run
 }
 
@@ -86,14 +88,33 @@ func (p *pool) create(ctx context.Context) *memberlist.Memberlist {
 func (p *pool) rejoin(ctx context.Context, list *memberlist.Memberlist) {
 	interval := p.mesh.config.RejoinInterval
 	for {
-		alone := p.reach(list)
+		p.announce(list)
 		wait := interval
-		if alone {
+		if p.reach(list) {
 			wait = min(interval, time.Second)
 		}
-		if !sleep(ctx, wait/2+rand.N(wait/2+1)) { //nolint:gosec // spreads load, keeps no secret
+		timer := time.NewTimer(wait/2 + rand.N(wait/2+1)) //nolint:gosec // spreads load, keeps no secret
+		select {
+		case <-ctx.Done():
+			timer.Stop()
 			return
+		case <-p.wake:
+			timer.Stop()
+		case <-timer.C:
 		}
+	}
+}
+
+// announce tells the pool what this node says of itself now, if the pool has heard otherwise. What does not get out, such as
+// when memberlist refutes a suspicion at the same moment, the next round tells again.
+func (p *pool) announce(list *memberlist.Memberlist) {
+	told, known := p.mesh.members.get(p.name, p.mesh.config.Self.NodeID)
+	meta, err := told.encode()
+	if known && err == nil && bytes.Equal(meta, p.mesh.meta()) {
+		return
+	}
+	if err := list.UpdateNode(time.Second); err != nil {
+		p.mesh.config.Logger.Debug("gossip could not announce this node's data yet", "pool", p.name, "error", err.Error())
 	}
 }
 
@@ -102,7 +123,7 @@ func (p *pool) reach(list *memberlist.Memberlist) (alone bool) {
 	alive := p.mesh.members.alive(p.name)
 	var missing []string
 	for _, seed := range p.mesh.config.Seeds(p.name) {
-		if !alive[seed] && seed != p.mesh.config.Advertise {
+		if alive[seed] == "" && seed != p.mesh.config.Advertise {
 			missing = append(missing, seed)
 		}
 	}
@@ -124,17 +145,6 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (p *pool) announce() error {
-	list := p.list.Load()
-	if list == nil {
-		return nil
-	}
-	if err := list.UpdateNode(5 * time.Second); err != nil {
-		return fault.New(fault.Unavailable, "gossip: announce own data in pool %s: %w", p.name, err)
-	}
-	return nil
-}
-
 func (p *pool) size() int { return len(p.mesh.members.alive(p.name)) }
 
 func (p *pool) health() float64 {
@@ -149,6 +159,27 @@ func (p *pool) enqueue(msg []byte) {
 	p.queue.Prune(maxQueued)
 }
 
+// maxFanOut bounds the packets that one message is worth at once.
+const maxFanOut = 64
+
+// send sends msg to the living members, at most maxFanOut of them, at once.
+func (p *pool) send(msg []byte) {
+	list := p.list.Load()
+	if list == nil {
+		return
+	}
+	sent := 0
+	for addr, node := range p.mesh.members.alive(p.name) { // in random order
+		if node == p.mesh.config.Self.NodeID {
+			continue
+		}
+		if sent++; sent > maxFanOut {
+			return
+		}
+		_ = list.SendToAddress(memberlist.Address{Addr: addr}, msg) // a lost packet is gossip's to make good
+	}
+}
+
 type broadcast []byte
 
 func (broadcast) Invalidates(memberlist.Broadcast) bool { return false }
@@ -160,7 +191,7 @@ func (broadcast) UniqueBroadcast()                      {} // spares the queue a
 func (p *pool) NodeMeta(int) []byte { return p.mesh.meta() }
 
 // NotifyMsg implements memberlist.Delegate.
-func (p *pool) NotifyMsg(msg []byte) { p.mesh.messages.arrive(msg) }
+func (p *pool) NotifyMsg(msg []byte) { p.mesh.messages.arrive(p.name, msg) }
 
 // GetBroadcasts implements memberlist.Delegate.
 func (p *pool) GetBroadcasts(overhead, limit int) [][]byte {
@@ -178,7 +209,7 @@ func (p *pool) MergeRemoteState(b []byte, _ bool) {
 		return
 	}
 	for _, msg := range all {
-		p.mesh.messages.arrive(msg)
+		p.mesh.messages.arrive(p.name, msg)
 	}
 }
 
