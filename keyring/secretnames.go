@@ -7,3 +7,6 @@ const SecretHandoff = "handoff"
 // UserSecret is under which name an operator's secret, such as an identity provider's client secret, lies in audience proxies:
 // apart from those that the leader makes.
 func UserSecret(name string) string { return "user-" + name }
+
+// SecretGossipRing names the secret of audience gossip: 32-byte keys, one after another, of which the first encrypts.
+const SecretGossipRing = "ring"

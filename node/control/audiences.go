@@ -19,9 +19,6 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// SecretGossipRing is the secret of audience gossip that the leader makes: 32-byte keys, one after another; the first encrypts.
-const SecretGossipRing = "ring"
-
 // wanted is the audiences that there should be, each with its members: the nodes that must open its secrets. Control nodes are
 // members of all: whoever leads must be able to add a member.
 func wanted(nodes map[string]*keyring.Node) map[string]map[string][]byte {
@@ -124,7 +121,7 @@ func (c *Controller) beginAudience(t *tx, name string, members map[string][]byte
 	t.put(state.PutAudience(&a))
 	switch {
 	case name == keyring.AudienceGossip:
-		return c.makeSecret(t, key, SecretGossipRing, 32)
+		return c.makeSecret(t, key, keyring.SecretGossipRing, 32)
 	case name == keyring.AudienceProxies:
 		return c.makeSecret(t, key, keyring.SecretHandoff, 32)
 	case strings.HasPrefix(name, "assert/"):

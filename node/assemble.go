@@ -1,0 +1,161 @@
+package node
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/iapmesh/iapmesh/audit/spool"
+	"github.com/iapmesh/iapmesh/cluster/enroll"
+	"github.com/iapmesh/iapmesh/cluster/gossip"
+	"github.com/iapmesh/iapmesh/cluster/peer"
+	"github.com/iapmesh/iapmesh/cluster/raftstore"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/keyring/seal"
+	"github.com/iapmesh/iapmesh/node/control"
+	"github.com/iapmesh/iapmesh/node/state"
+)
+
+// parts are what runs: base holds what the front stands on.
+type parts struct {
+	base, front []part
+	closers     []func()
+}
+
+func (p *parts) close() {
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		p.closers[i]()
+	}
+}
+
+// assembly is a node while it is put together: each part takes what it needs from here.
+type assembly struct {
+	*Node
+	parts
+	member    seal.Member
+	cert      *peer.Identity
+	dialer    *peer.Dialer
+	port      *peer.Port
+	engine    engine
+	store     *raftstore.Store // nil on nodes that follow
+	source    *state.Source
+	freshness *state.Freshness
+	control   *control.Controller // nil on nodes that cannot lead
+	link      *link
+	gossip    atomic.Pointer[gossip.Mesh]
+	ringSeen  []byte // ciphertext of the ring in use; the view's goroutine only
+	spool     *spool.Spool
+	trail     *trail
+	refusals  *spool.Refusals
+	users     *users // nil on nodes that serve none
+}
+
+// viewTrust is the local view as cluster/peer asks for it: nil while there is none.
+type viewTrust struct{ source **state.Source }
+
+func (t viewTrust) Snapshot() *keyring.Snapshot {
+	if *t.source == nil {
+		return nil
+	}
+	if v := (*t.source).Load(); v != nil {
+		return v.Keyring
+	}
+	return nil
+}
+
+// assemble makes every part and starts none.
+func (n *Node) assemble(ctx context.Context) (*parts, error) {
+	a := &assembly{Node: n}
+	for _, step := range []func(context.Context) error{
+		a.connect, a.openEngine, a.follow, a.record, a.lead, a.report, a.serveUsers, a.serveMesh, a.talk, a.serveOps,
+	} {
+		if err := step(ctx); err != nil {
+			a.close()
+			return nil, err
+		}
+	}
+	return &a.parts, nil
+}
+
+// connect opens the mesh port and the way to other nodes'.
+func (a *assembly) connect(ctx context.Context) error {
+	var err error
+	if a.member, err = a.id.member(); err != nil {
+		return err
+	}
+	cert, err := a.id.certificate()
+	if err != nil {
+		return err
+	}
+	if a.cert, err = peer.NewIdentity(cert); err != nil {
+		return err
+	}
+	roots, err := a.id.roots()
+	if err != nil {
+		return err
+	}
+	bundle := &peer.Bundle{Roots: roots, TrustDomain: a.id.public.TrustDomain}
+	trust := viewTrust{&a.source}
+	a.dialer, err = peer.NewDialer(peer.DialConfig{
+		Identity: a.cert, Trust: trust, Bundle: func() *peer.Bundle { return bundle }, Logger: a.logger, Registerer: a.registry,
+	})
+	if err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	listener, err := lc.Listen(ctx, "tcp", a.config.Listen.Mesh)
+	if err != nil {
+		return fault.New(fault.Unavailable, "listen.mesh: %w", err)
+	}
+	a.closers = append(a.closers, func() { listener.Close() })
+	a.port, err = peer.NewPort(peer.Config{Listener: listener, Identity: a.cert, Trust: trust, Logger: a.logger, Registerer: a.registry})
+	if err != nil {
+		return err
+	}
+	a.base = append(a.base, part{"mesh port", a.port.Run})
+	return nil
+}
+
+// follow turns the engine's changes into views; each view is applied to what is open before it counts as served.
+func (a *assembly) follow(context.Context) error {
+	a.source = state.NewSource(a.engine, a.logger,
+		func(*state.View) { a.port.Recheck() },
+		func(*state.View) { a.dialer.Recheck() },
+		func(v *state.View) {
+			if a.users != nil {
+				a.users.live.Recheck(v)
+			}
+		},
+		func(v *state.View) { a.turnGossipKeys(v) },
+	)
+	a.base = append(a.base, part{"view", a.source.Run})
+	a.freshness = state.NewFreshness(a.source, time.Now)
+	return a.freshness.RestoreFile(filepath.Join(a.config.DataDir, freshnessFile))
+}
+
+// report keeps the leader informed, the certificate new, and the join confirmed.
+func (a *assembly) report(context.Context) error {
+	a.link = &link{dialer: a.dialer, source: a.source, known: a.id.public.ControlNodes, hint: a.engine.Leader, logger: a.logger}
+	a.closers = append(a.closers, a.link.close)
+	reporter := &reporter{
+		link: a.link, source: a.source, freshness: a.freshness, measure: a.config.HasRole(keyring.RoleControl), describe: a.describe,
+		logger: a.logger, dataDir: a.config.DataDir,
+	}
+	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: time.Now}
+	a.base = append(a.base, part{"reports", reporter.Run}, part{"certificate", renewer.Run})
+	return nil
+}
+
+// serveJoins terminates joins on a control node, and takes them to whoever leads.
+func (a *assembly) serveJoins() error {
+	l, err := a.port.Listen(peer.ProtoJoin, peer.Nobody)
+	if err != nil {
+		return err
+	}
+	server := enroll.NewServer(a.relayJoin, a.logger, a.registry)
+	a.front = append(a.front, part{"joins", func(ctx context.Context) error { return server.Run(ctx, l) }})
+	return nil
+}
