@@ -87,7 +87,9 @@ func (e *entities) callerEntity() types.Entity {
 	if r.Anonymous {
 		return out
 	}
-	out.Parents = types.NewEntityUIDSet(e.groups...)
+	if n&needGroups != 0 {
+		out.Parents = types.NewEntityUIDSet(e.groups...)
+	}
 	if n&needUser == 0 {
 		return out
 	}

@@ -30,6 +30,7 @@ var conditions = []string{
 	`(if principal is User then context.session else context.session) has country`, `context.session == context.session && (if context.session.mtls then context.time else context.time).active.isEmpty()`,
 	`principal has email && principal.email like "ana@*"`, `principal has domain && principal.domain == "example.com"`, `principal is User && principal.suspended`,
 	`principal is User && {p: principal}.p has domain`, `principal in Group::"okta/all"`, `[Group::"okta/eng", Group::"okta/none"].contains(Group::"okta/eng") && principal in [Group::"okta/eng"]`,
+	`principal in [Group::"okta/ops", Group::"okta/eng"]`, `principal in [User::"okta/ana", User::"okta/bob"]`, `principal is User in Group::"okta/all"`,
 	`resource.sensitivity > 2`, `resource.regions.contains(context.session.region)`, `resource in Zone::"all"`, `resource.hasTag("team") && resource.getTag("team") == "docs"`,
 	`resource.sensitivity * 9223372036854775807 > 0`, `action in Action::"read"`, `resource == Route::"wiki"`, `Route::"wiki" in Zone::"internal" && principal is User`,
 }

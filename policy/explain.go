@@ -56,7 +56,8 @@ func (s *Set) Explain(r *Request) (out Explanation, err error) {
 		Context: s.buildContext(r, needAll, tmp),
 	}
 	for _, p := range s.RoutePolicies(r.Route) {
-		who := s.byID[p.ID].who.matches(principal, tmp.groups)
+		scope := whoOf(s.byID[p.ID].tree.Principal) // who without anyOf, which is a clause here
+		who := scope.matches(principal, tmp.groups)
 		out.Checks = append(out.Checks, check(p, s.byID[p.ID], env, [2]bool{who, s.byID[p.ID].actions[action]}))
 	}
 	rank := func(c Check) int {

@@ -55,16 +55,22 @@ type rule struct {
 	actions [actionCount]bool
 	who     who
 	tree    *ast.Policy   // as written
-	cedar   *cedar.Policy // without its scope
+	cedar   *cedar.Policy // without its scope and who.anyOf
 }
 
 func newRule(id, source string, tree *ast.Policy, actions map[string]types.Entity) *rule {
-	r := &rule{id: cedar.PolicyID(id), source: source, forbid: tree.Effect == ast.EffectForbid, needs: needsOf(tree), who: whoOf(tree.Principal), tree: tree}
+	inner := *tree
+	inner.Principal, inner.Action, inner.Resource = ast.ScopeTypeAll{}, ast.ScopeTypeAll{}, ast.ScopeTypeAll{}
+	r := &rule{id: cedar.PolicyID(id), source: source, forbid: tree.Effect == ast.EffectForbid, who: whoOf(tree.Principal), tree: tree}
+	if len(tree.Conditions) > 0 {
+		if r.who.anyOf = principalList(tree.Conditions[0]); r.who.anyOf != nil {
+			inner.Conditions = tree.Conditions[1:]
+		}
+	}
+	r.needs = needsOf(&inner)
 	for i, name := range actionNames {
 		r.actions[i] = actionMatches(tree.Action, actions[name])
 	}
-	inner := *tree
-	inner.Principal, inner.Action, inner.Resource = ast.ScopeTypeAll{}, ast.ScopeTypeAll{}, ast.ScopeTypeAll{}
 	r.cedar = cedar.NewPolicyFromAST((*publicast.Policy)(&inner))
 	return r
 }
@@ -84,9 +90,36 @@ func actionMatches(scope ast.IsActionScopeNode, action types.Entity) bool {
 
 // who is a principal scope: zero fields do not restrict.
 type who struct {
-	is types.EntityType
-	eq types.EntityUID
-	in types.EntityUID
+	is    types.EntityType
+	eq    types.EntityUID
+	in    types.EntityUID
+	anyOf []types.EntityUID // from a first clause "when { principal in [literals] }", which cannot err either
+}
+
+// principalList returns the literals of such a clause: the short form's way to name several groups or users.
+func principalList(c ast.ConditionType) []types.EntityUID {
+	in, ok := c.Body.(ast.NodeTypeIn)
+	if !ok || c.Condition != ast.ConditionWhen {
+		return nil
+	}
+	left, isVariable := in.Left.(ast.NodeTypeVariable)
+	right, isSet := in.Right.(ast.NodeTypeSet)
+	if !isVariable || left.Name != "principal" || !isSet {
+		return nil
+	}
+	var out []types.EntityUID
+	for _, element := range right.Elements {
+		value, ok := element.(ast.NodeValue)
+		if !ok {
+			return nil
+		}
+		id, ok := value.Value.(types.EntityUID)
+		if !ok {
+			return nil
+		}
+		out = append(out, id)
+	}
+	return out
 }
 
 func whoOf(scope ast.IsPrincipalScopeNode) who {
@@ -107,7 +140,8 @@ func whoOf(scope ast.IsPrincipalScopeNode) who {
 func (w *who) matches(principal types.EntityUID, groups []types.EntityUID) bool {
 	return (w.is == "" || w.is == principal.Type) &&
 		(w.eq.Type == "" || w.eq == principal) &&
-		(w.in.Type == "" || w.in == principal || slices.Contains(groups, w.in))
+		(w.in.Type == "" || w.in == principal || slices.Contains(groups, w.in)) &&
+		(w.anyOf == nil || slices.ContainsFunc(w.anyOf, func(id types.EntityUID) bool { return id == principal || slices.Contains(groups, id) }))
 }
 
 // bucket holds the policies of one resource scope, by action, each list by id.

@@ -30,13 +30,14 @@ const (
 	needEmail
 	needDomain
 	needSuspended
+	needGroups // the caller's, by an "in" among the conditions
 
 	needHTTP    = needMethod | needHost | needPath | needUnder
 	needSession = needIP | needRegion | needCountry | needMTLS | needAMR | needAuthAge | needMFAAge | needKeyringAge | needDirectoryAge | needDevice
 	needTime    = needNow | needActive
 	needContext = needHTTP | needSession | needTime | needPort | needSNI
 	needUser    = needEmail | needDomain | needSuspended
-	needAll     = needContext | needUser
+	needAll     = needContext | needUser | needGroups
 )
 
 // attributeNeeds says what reading an attribute of this name may read, of whatever it is an attribute: a name that occurs in
@@ -112,6 +113,9 @@ func needsOf(p *ast.Policy) needs {
 			attribute = v.StrOpNode
 		case ast.NodeTypeHas:
 			attribute = v.StrOpNode
+		case ast.NodeTypeIn, ast.NodeTypeIsIn:
+			n |= needGroups
+			return true
 		default:
 			return true
 		}
