@@ -12,6 +12,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+
 	"github.com/iapmesh/iapmesh/cluster/raftstore"
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -311,6 +314,34 @@ func TestAChangedFileIsAnErrorAtOpen(t *testing.T) {
 			t.Log(err)
 		})
 	}
+	t.Run("entries exchanged", func(t *testing.T) {
+		t.Parallel()
+		cfg := killed(t, &member{cfg: original})
+		log, err := wal.Open(filepath.Join(cfg.Dir, "wal"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, err := log.LastIndex()
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := last - 3
+		var entries []*raft.Log
+		for i := first; i <= last; i++ {
+			var l raft.Log
+			if err := log.GetLog(i, &l); err != nil {
+				t.Fatal(err)
+			}
+			entries = append(entries, &l)
+		}
+		entries[1].Data, entries[2].Data = entries[2].Data, entries[1].Data
+		if err := errors.Join(log.DeleteRange(first, last), log.StoreLogs(entries), log.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := g.tryStart(cfg, "127.0.0.1:0"); err == nil {
+			t.Fatalf("opened, and serves\n%s", dump(t, m))
+		}
+	})
 	t.Run("another seal", func(t *testing.T) {
 		t.Parallel()
 		cfg := killed(t, &member{cfg: original})

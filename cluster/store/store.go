@@ -47,6 +47,8 @@ type Term uint64
 
 // Txn names each key once in Puts and Deletes together; a rule over many keys guards and rewrites one key.
 // An entry's Revision in Puts is ignored.
+//
+// A Txn without Puts and Deletes checks its guards. To delete an absent key is no error, and shows in no Change.
 type Txn struct {
 	Term    Term
 	Guards  []Guard
@@ -67,8 +69,9 @@ type Reader interface {
 	Get(ctx context.Context, key string) (Entry, error)
 	// List returns the entries under prefix in key order, and the revision at which they were read.
 	List(ctx context.Context, prefix string) ([]Entry, Revision, error)
-	// Watch yields later commits in order; first a Reset if after is zero, compacted or foreign; later too, if the consumer
-	// lags. It ends with ctx's error, or when the reader closes (Unavailable).
+	// Watch yields later commits in order; first a Reset if after is zero, compacted or of an earlier epoch; later too, if
+	// the consumer lags. If after is later than what the reader has, it waits: it never goes back. It ends with ctx's error,
+	// or when the reader closes (Unavailable).
 	Watch(ctx context.Context, after Revision) iter.Seq2[Change, error]
 	// Wait returns once reads include at.
 	Wait(ctx context.Context, at Revision) error
@@ -81,9 +84,9 @@ type Store interface {
 	Sync(ctx context.Context) (Revision, error)
 	// Commit applies t or nothing. Conflict: nothing was written, a guard or the term failed. ErrInDoubt: unknown.
 	Commit(ctx context.Context, t Txn) (Revision, error)
-	// Lead runs f for each term won, until ctx ends. f's context ends on loss of leadership, but only Term fences.
-	// f is expected to run until its context ends; if it returns earlier, leadership is given up (where the engine can)
-	// and sought again.
+	// Lead runs f for each term won, until ctx ends; then it returns ctx's error, once f has returned. f's context ends on
+	// loss of leadership, but only Term fences. f is expected to run until its context ends; if it returns earlier,
+	// leadership is given up (where the engine can) and sought again. Its error is logged.
 	Lead(ctx context.Context, f func(context.Context, Term) error) error
 }
 

@@ -96,6 +96,7 @@ func RunReader(t *testing.T, open func(t *testing.T) ReaderHarness) {
 		{"watch from nothing resets first", testWatchFromNothing},
 		{"watch resumes", testWatchResumes},
 		{"watch ahead of the reader does not go back", testWatchAhead},
+		{"watch after a later epoch waits for it", testWatchAfterALaterEpoch},
 		{"watch shows deletions", testWatchShowsDeletions},
 		{"watches see whole commits in order", testWatchesSeeWholeCommits},
 		{"watch after a foreign epoch resets", testForeignEpoch},

@@ -61,6 +61,24 @@ func testWatchAhead(t *testing.T, h ReaderHarness) {
 	}
 }
 
+func testWatchAfterALaterEpoch(t *testing.T, h ReaderHarness) {
+	rev := mustCommit(t, h.Commit, put("k", "v"))
+	mustWait(t, h.Reader, rev)
+	ahead := follow(testContext(t), h.Reader, store.Revision{Epoch: rev.Epoch + 1, Index: 1})
+	present := follow(testContext(t), h.Reader, rev)
+	for i := range 5 {
+		mustCommit(t, h.Commit, put("k", strconv.Itoa(i)))
+		present.next(t)
+		select {
+		case c := <-ahead.changes:
+			t.Fatalf("a watch after an epoch that is yet to come went back to %+v", c)
+		case err := <-ahead.failed:
+			t.Fatalf("a watch after an epoch that is yet to come ended: %v", err)
+		default:
+		}
+	}
+}
+
 func testWatchShowsDeletions(t *testing.T, h ReaderHarness) {
 	r1 := mustCommit(t, h.Commit, put("a", "1", "b", "1", "c", "1"))
 	w := follow(testContext(t), h.Reader, r1)
