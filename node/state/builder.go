@@ -140,7 +140,7 @@ func (b *builder) record(e store.Entry) error {
 	case PrefixNode:
 		return record(b.contents.Nodes, rest, e, NodeOf)
 	case PrefixAdmin:
-		return record(b.contents.Admins, rest, e, sure(adminOf))
+		return record(b.contents.Admins, rest, e, sure(AdminOf))
 	case PrefixAuthority:
 		return record(b.contents.Authorities, rest, e, authorityOf)
 	case PrefixAudience:

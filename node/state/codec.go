@@ -150,7 +150,8 @@ func AdminProto(a *keyring.Admin) *iapmeshv1.Admin {
 	}
 }
 
-func adminOf(p *iapmeshv1.Admin) *keyring.Admin {
+// AdminOf reads what AdminProto wrote.
+func AdminOf(p *iapmeshv1.Admin) *keyring.Admin {
 	return &keyring.Admin{
 		ID: p.Id, Name: p.Name, PublicKey: p.PublicKey, CreatedAt: Time(p.CreatedAt), ExpiresAt: Time(p.ExpiresAt),
 		RevokedAt: Time(p.RevokedAt), Reason: p.Reason,
