@@ -53,7 +53,7 @@ var mayImport = map[string][]string{
 	"node/login":        {"node/session", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
 	"node/proxy":        {"node/session", "node/assertion", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
 	"node/tunnel":       {"node/session", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
-	"node/assertion":    {"node/state", "node/resource", "keyring", "internal/identity", fault},
+	"node/assertion":    {"node/state", "node/resource", "keyring", "keyring/seal", "internal/identity", fault},
 	"node/control":      {"node/state", "node/resource", "cluster/store", "cluster/enroll", "keyring", "keyring/seal", "policy", "audit", fault},
 	"node/admin":        {"node/control", "node/state", "node/resource", "audit/collect", proto, fault},
 	"node/console":      {"node/control", "node/state", "node/resource", "audit/collect", proto, fault},
