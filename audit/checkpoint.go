@@ -77,7 +77,7 @@ func (k keySigner) Sign(message []byte) ([]byte, error) {
 // Sign returns the checkpoint as a note signed by its node.
 func (c Checkpoint) Sign(s Signer) ([]byte, error) {
 	for _, name := range []string{c.Mesh, c.Node} {
-		if err := checkName(name); err != nil {
+		if err := CheckName(name); err != nil {
 			return nil, err
 		}
 	}
@@ -91,7 +91,7 @@ func (c Checkpoint) Sign(s Signer) ([]byte, error) {
 // OpenCheckpoint verifies a note against the key of the node that it must be from and returns the checkpoint. Kind Invalid if it
 // is no checkpoint, Denied if the node's signature is absent or wrong.
 func OpenCheckpoint(signed []byte, node string, key ed25519.PublicKey) (Checkpoint, error) {
-	c, err := peek(signed)
+	c, err := Peek(signed)
 	if err != nil {
 		return Checkpoint{}, err
 	}
@@ -107,8 +107,8 @@ func OpenCheckpoint(signed []byte, node string, key ed25519.PublicKey) (Checkpoi
 	return c, nil
 }
 
-// peek parses a note's text without verifying any signature.
-func peek(signed []byte) (Checkpoint, error) {
+// Peek parses a note's text without verifying any signature: for what is not decided on it.
+func Peek(signed []byte) (Checkpoint, error) {
 	if len(signed) > MaxNote {
 		return Checkpoint{}, fault.New(fault.Invalid, "checkpoint: %d bytes, at most %d", len(signed), MaxNote)
 	}
@@ -147,18 +147,19 @@ func parseCheckpoint(text string) (Checkpoint, error) {
 	if c.Time, err = time.Parse(time.RFC3339Nano, stamp); !ok || err != nil {
 		return Checkpoint{}, fault.New(fault.Invalid, "checkpoint: time %.80q", lines[3])
 	}
-	if c.text() != text || checkName(c.Mesh) != nil || checkName(c.Node) != nil {
+	if c.text() != text || CheckName(c.Mesh) != nil || CheckName(c.Node) != nil {
 		return Checkpoint{}, fault.New(fault.Invalid, "checkpoint: not in the form in which it is written")
 	}
 	return c, nil
 }
 
-func checkName(name string) error {
+// CheckName says whether a name of a mesh or a node can stand in a checkpoint and be a directory.
+func CheckName(name string) error {
 	bad := func(r rune) bool {
 		return unicode.IsSpace(r) || unicode.IsControl(r) || r == '+' || r == '/' || r == unicode.ReplacementChar
 	}
-	if name == "" || len(name) > 253 || strings.IndexFunc(name, bad) >= 0 {
-		return fault.New(fault.Invalid, "audit name %.80q: want 1 to 253 characters without space, control character, plus or slash", name)
+	if name == "" || len(name) > 253 || name[0] == '.' || strings.IndexFunc(name, bad) >= 0 {
+		return fault.New(fault.Invalid, "audit name %.80q: want 1 to 253 characters without space, control character, plus or slash, and no dot first", name)
 	}
 	return nil
 }

@@ -15,11 +15,11 @@ import (
 // type 4, Ed25519), which states that at a time the aggregator held a tree of that size and root, and no other. The name of the
 // aggregator's key is "iapmesh/audit/v1/<mesh>/<aggregator>".
 func Countersign(signed []byte, aggregator string, s Signer, at time.Time) ([]byte, error) {
-	c, err := peek(signed)
+	c, err := Peek(signed)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkName(aggregator); err != nil {
+	if err := CheckName(aggregator); err != nil {
 		return nil, err
 	}
 	n, err := openAny(signed)
@@ -45,7 +45,7 @@ func openAny(signed []byte) (*note.Note, error) {
 
 // VerifyCountersignature checks that the aggregator countersigned the note, and returns when.
 func VerifyCountersignature(signed []byte, aggregator string, key ed25519.PublicKey) (time.Time, error) {
-	c, err := peek(signed)
+	c, err := Peek(signed)
 	if err != nil {
 		return time.Time{}, err
 	}
