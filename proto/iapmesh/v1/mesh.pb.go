@@ -593,6 +593,7 @@ type FollowStart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	After         *Revision              `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"` // zero: from a reset
 	MeshId        string                 `protobuf:"bytes,2,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
+	Scope         string                 `protobuf:"bytes,3,opt,name=scope,proto3" json:"scope,omitempty"` // of the last reset: under another one, a stream begins with a reset
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -637,6 +638,13 @@ func (x *FollowStart) GetAfter() *Revision {
 func (x *FollowStart) GetMeshId() string {
 	if x != nil {
 		return x.MeshId
+	}
+	return ""
+}
+
+func (x *FollowStart) GetScope() string {
+	if x != nil {
+		return x.Scope
 	}
 	return ""
 }
@@ -776,6 +784,7 @@ type Change struct {
 	Reset_        bool                   `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
 	Entries       []*Entry               `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
 	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	Scope         string                 `protobuf:"bytes,5,opt,name=scope,proto3" json:"scope,omitempty"` // with reset: names the part of the state that the follower may hold, and that it has from here on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -836,6 +845,13 @@ func (x *Change) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *Change) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
 }
 
 // Entry is one key of the state.
@@ -1705,21 +1721,23 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\rFollowRequest\x12/\n" +
 	"\x05start\x18\x01 \x01(\v2\x17.iapmesh.v1.FollowStartH\x00R\x05start\x12&\n" +
 	"\x04ping\x18\x02 \x01(\v2\x10.iapmesh.v1.PingH\x00R\x04pingB\t\n" +
-	"\amessage\"R\n" +
+	"\amessage\"h\n" +
 	"\vFollowStart\x12*\n" +
 	"\x05after\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\x05after\x12\x17\n" +
-	"\amesh_id\x18\x02 \x01(\tR\x06meshId\"\x1c\n" +
+	"\amesh_id\x18\x02 \x01(\tR\x06meshId\x12\x14\n" +
+	"\x05scope\x18\x03 \x01(\tR\x05scope\"\x1c\n" +
 	"\x04Ping\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\"q\n" +
 	"\x0eFollowResponse\x12,\n" +
 	"\x06change\x18\x01 \x01(\v2\x12.iapmesh.v1.ChangeH\x00R\x06change\x12&\n" +
 	"\x04pong\x18\x02 \x01(\v2\x10.iapmesh.v1.PongH\x00R\x04pongB\t\n" +
-	"\amessage\"\x91\x01\n" +
+	"\amessage\"\xa7\x01\n" +
 	"\x06Change\x120\n" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12\x14\n" +
 	"\x05reset\x18\x02 \x01(\bR\x05reset\x12+\n" +
 	"\aentries\x18\x03 \x03(\v2\x11.iapmesh.v1.EntryR\aentries\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more\"{\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x12\x14\n" +
+	"\x05scope\x18\x05 \x01(\tR\x05scope\"{\n" +
 	"\x05Entry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x120\n" +
