@@ -98,9 +98,9 @@ func (a *assembly) connect(ctx context.Context) error {
 		return err
 	}
 	bundle := &peer.Bundle{Roots: roots, TrustDomain: a.id.public.TrustDomain}
-	trust := viewTrust{&a.source}
+	trust, bundled := viewTrust{&a.source}, func() *peer.Bundle { return bundle }
 	a.dialer, err = peer.NewDialer(peer.DialConfig{
-		Identity: a.cert, Trust: trust, Bundle: func() *peer.Bundle { return bundle }, Logger: a.logger, Registerer: a.registry,
+		Identity: a.cert, Trust: trust, Bundle: bundled, Logger: a.logger, Registerer: a.registry,
 	})
 	if err != nil {
 		return err
@@ -111,7 +111,7 @@ func (a *assembly) connect(ctx context.Context) error {
 		return fault.New(fault.Unavailable, "listen.mesh: %w", err)
 	}
 	a.closers = append(a.closers, func() { listener.Close() })
-	a.port, err = peer.NewPort(peer.Config{Listener: listener, Identity: a.cert, Trust: trust, Logger: a.logger, Registerer: a.registry})
+	a.port, err = peer.NewPort(peer.Config{Listener: listener, Identity: a.cert, Trust: trust, Bundle: bundled, Logger: a.logger, Registerer: a.registry})
 	if err != nil {
 		return err
 	}

@@ -2,9 +2,7 @@ package node
 
 import (
 	"context"
-	"net"
 	"path/filepath"
-	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/peer"
 	"github.com/iapmesh/iapmesh/cluster/raftstore"
@@ -19,14 +17,6 @@ type engine interface {
 	Leader() (id, address string)
 }
 
-// raftTransport makes of a peer.Stream what the engine asks for.
-type raftTransport struct{ *peer.Stream }
-
-// Dial connects to a member.
-func (t raftTransport) Dial(addr string, timeout time.Duration) (net.Conn, error) {
-	return t.DialTimeout(addr, timeout)
-}
-
 // openEngine opens what this node's role asks for. A control node that has just joined opens an engine without members: it follows
 // once the leader has added it to the log, and votes once it has kept up.
 func (a *assembly) openEngine(ctx context.Context) error {
@@ -39,7 +29,7 @@ func (a *assembly) openEngine(ctx context.Context) error {
 	}
 	s, err := raftstore.Open(raftstore.Config{
 		Dir: filepath.Join(a.config.DataDir, raftDir), NodeID: a.id.public.NodeID, Seal: a.id.sealer,
-		Transport: raftTransport{peer.NewStream(l, a.dialer, peer.ProtoRaft, meshAddr(a.addresses.Mesh))},
+		Transport: peer.NewStream(l, a.dialer, peer.ProtoRaft, a.addresses.Mesh),
 		Logger:    a.logger, Registerer: a.registry,
 	})
 	if err != nil {

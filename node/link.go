@@ -112,6 +112,8 @@ func (l *link) candidates() []controlNode {
 		for _, n := range control.ControlNodes(v, "") {
 			add(controlNode{NodeID: n.NodeId, Region: n.Region, Address: n.Address})
 		}
+	}
+	if len(out) > 1 {
 		return out
 	}
 	for _, n := range l.known {

@@ -29,7 +29,7 @@ func (t *trail) Record(ctx context.Context, r *audit.Record) error {
 func (a *assembly) record(context.Context) error {
 	s, err := spool.Open(spool.Config{
 		Dir: filepath.Join(a.config.DataDir, spoolDir), Node: a.id.public.NodeID, Region: a.config.Region, Mesh: a.id.public.MeshID,
-		Signer: a.id.nodeKey(), SegmentBytes: a.config.Audit.SegmentBytes, MaxBytes: a.config.Audit.MaxBytes,
+		Signer: audit.SignWith(a.id.nodeKey()), SegmentBytes: a.config.Audit.SegmentBytes, MaxBytes: a.config.Audit.MaxBytes,
 		Logger: a.logger, Registerer: a.registry, Now: time.Now,
 	})
 	if err != nil {

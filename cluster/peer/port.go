@@ -20,6 +20,7 @@ type Config struct {
 	Listener   net.Listener // owned by the Port from Run on
 	Identity   *Identity
 	Trust      Trust
+	Bundle     func() *Bundle        // nil, or returns nil: nobody is admitted before the first view; otherwise control nodes are, by chain
 	Logger     *slog.Logger          // nil: none
 	Registerer prometheus.Registerer // nil: none
 	Clock      func() time.Time      // nil: time.Now
@@ -183,7 +184,14 @@ func (p *Port) check(policy Policy) check {
 		return func(*credential) (Info, error) { return Info{}, nil }
 	}
 	return func(cred *credential) (Info, error) {
-		return byRecord(p.config.Trust.Snapshot(), cred, requirement{policy: policy}, p.config.Clock())
+		view := p.config.Trust.Snapshot()
+		if view == nil && policy == ControlNode && p.config.Bundle != nil {
+			// A control node that has just joined gets its first view from those who are there already: over this port.
+			if bundle := p.config.Bundle(); bundle != nil {
+				return Info{}, bundle.verify(cred, "", p.config.Clock())
+			}
+		}
+		return byRecord(view, cred, requirement{policy: policy}, p.config.Clock())
 	}
 }
 

@@ -26,13 +26,13 @@ func (i Identity) Provider() string {
 	return provider
 }
 
-// Domain is the e-mail's domain, lower case; empty if the e-mail does not hold exactly one @.
+// Domain is the e-mail's domain, lower case (ASCII); empty if the e-mail does not hold exactly one @.
 func (i Identity) Domain() string {
 	local, domain, ok := strings.Cut(i.Email, "@")
 	if !ok || local == "" || strings.Contains(domain, "@") {
 		return ""
 	}
-	return strings.ToLower(domain)
+	return strings.Map(lowerASCII, domain)
 }
 
 // Validate refuses an identity that later code could misread.
@@ -55,6 +55,14 @@ func (i Identity) Validate() error {
 		}
 	}
 	return nil
+}
+
+// lowerASCII folds ASCII alone: Unicode folds letters of other scripts into ASCII, and so one domain into another.
+func lowerASCII(r rune) rune {
+	if r >= 'A' && r <= 'Z' {
+		return r + ('a' - 'A')
+	}
+	return r
 }
 
 func isControl(r rune) bool { return r < 0x20 || r == 0x7f }

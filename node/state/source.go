@@ -103,6 +103,9 @@ func (s *Source) Run(ctx context.Context) error {
 		for _, err := range b.takeProblems() {
 			s.logger.Error("record not understood", "revision", change.Revision.String(), "error", err)
 		}
+		if v.Keyring.Mesh.ID == "" {
+			continue // an engine that has just been opened and follows nobody yet: no view is not an empty mesh
+		}
 		s.report(configErr, change)
 		s.publish(v)
 	}
