@@ -1,0 +1,183 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/node/resource"
+	"github.com/iapmesh/iapmesh/node/session"
+	"github.com/iapmesh/iapmesh/node/state"
+	"github.com/iapmesh/iapmesh/policy"
+)
+
+// What authorize and redecide return beside a record's failure.
+var (
+	errNobody = fault.New(fault.Unauthenticated, "nobody is signed in")
+	errStale  = fault.New(fault.Unavailable, "the view is older than the route allows")
+	errDenied = fault.New(fault.Denied, "denied by policy")
+)
+
+// judgement is a decision and what it was made on.
+type judgement struct {
+	policy.Decision
+	age   time.Duration
+	known bool
+	stale bool // it would be an allow, but the route denies on an old view
+}
+
+// judge decides by one view. It records nothing: authorize does, and redecide only ends.
+func (x *exchange) judge(view *state.View, route *resource.Route, now time.Time) judgement {
+	var j judgement
+	j.age, j.known = x.p.cfg.Age()
+	late := route.MaxStaleness > 0 && (!j.known || j.age > time.Duration(route.MaxStaleness))
+	r := policy.Request{
+		Anonymous: x.session == nil, Route: route.Name, Method: x.in.Method, Host: x.host, Path: x.target.path,
+		SourceIP: x.source.client, Region: x.p.cfg.Region, Now: now, KeyringAge: j.age, DirectoryAge: -1,
+	}
+	if !j.known {
+		r.KeyringAge = -1
+	}
+	if x.session != nil {
+		r.Principal = x.session.Identity
+	}
+	j.Decision = view.Config.Policy.Decide(&r)
+	if x.target.literal != "" && j.Allow { // both readings must be allowed
+		r.Path = x.target.literal
+		j.Decision = view.Config.Policy.Decide(&r)
+	}
+	switch {
+	case !late || !j.Allow:
+	case route.DenyStale():
+		j.Allow, j.stale, j.Reason = false, true, "stale: "+j.ageText()
+	default:
+		j.Reason += "; stale, which the route allows: " + j.ageText()
+	}
+	return j
+}
+
+func (j *judgement) ageText() string {
+	if !j.known {
+		return "the view's age is not known"
+	}
+	return fmt.Sprintf("the view is %s old", j.age.Round(time.Millisecond))
+}
+
+// authorize decides and records, together: nil is an allow whose record has its place in the spool, or was counted as a gap
+// where the route serves without one. Others are errNobody (counted, not recorded), errStale, errDenied, or why there is no record.
+func (x *exchange) authorize() error {
+	now := x.p.cfg.Now()
+	j := x.judge(x.view, x.route.route, now)
+	if x.session == nil && !j.Allow && !j.stale {
+		return errNobody
+	}
+	x.decision = decisionDeny
+	if j.Allow {
+		x.decision = decisionAllow
+	}
+	record := x.record(&j, now)
+	ticket, err := x.p.cfg.Spool.Append(&record)
+	x.p.metrics.decide.Observe(x.p.cfg.Now().Sub(now).Seconds())
+	switch {
+	case err == nil:
+		x.ticket, x.recorded = ticket, true
+	case x.route.route.ServeUnrecorded():
+		x.p.cfg.Spool.Gap(x.route.route.Name, fault.KindOf(err).String())
+	default:
+		x.decision = decisionNone
+		return fmt.Errorf("record a decision: %w", fault.Wrap(fault.Unavailable, err))
+	}
+	switch {
+	case j.stale:
+		return errStale
+	case !j.Allow:
+		return errDenied
+	}
+	return nil
+}
+
+// record is the decision's leaf.
+func (x *exchange) record(j *judgement, now time.Time) audit.Record {
+	r := audit.Record{
+		Kind: audit.KindDecision, Time: now, RequestID: x.id, TraceID: traceID(x.in.Header.Get("Traceparent")),
+		Route: x.route.route.Name, Method: x.in.Method, Host: x.host, Path: x.target.path, SourceIP: x.source.client.String(),
+		Destination: x.upstream.text, Decision: x.decision, Reason: j.Reason, Policies: j.Policies,
+		Manifest: x.plan.manifest, Revision: audit.Revision(x.view.Revision), ViewAgeMS: -1, Region: x.p.cfg.Region,
+	}
+	if j.known {
+		r.ViewAgeMS = j.age.Milliseconds()
+	}
+	if len(j.Errors) > 0 {
+		r.Detail = map[string]string{"policy_errors": strings.Join(j.Errors, "; ")}
+	}
+	r.Actor.ProvisioningKey = x.node.ProvisioningKey
+	if s := x.session; s != nil {
+		r.Actor = audit.Actor{
+			Subject: s.Identity.Subject, Email: s.Identity.Email, SessionID: s.ID, ProvisioningKey: x.node.ProvisioningKey,
+			MintingProvisioningKey: s.MintingKey, MintingNode: s.MintingNode, SigningKID: s.KID,
+		}
+	}
+	return r
+}
+
+// durable waits until the decision is on disk. Nil too where the route serves all the same, with a counted gap.
+func (x *exchange) durable() error {
+	if !x.recorded || x.synced {
+		return nil
+	}
+	err := x.wait()
+	if err == nil {
+		x.synced = true
+		return nil
+	}
+	if x.route.route.ServeUnrecorded() {
+		x.p.cfg.Spool.Gap(x.route.route.Name, "not_durable")
+		x.synced = true
+		return nil
+	}
+	return fmt.Errorf("record a decision: %w", err)
+}
+
+func (x *exchange) wait() error {
+	select {
+	case <-x.ticket.Done():
+		return x.ticket.Err()
+	default:
+	}
+	// Not the exchange's context: what ended early is answered too, and not before its record is there.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), x.p.cfg.RecordWait)
+	defer cancel()
+	return x.ticket.Wait(ctx)
+}
+
+// redecide is asked by session.Live when the configuration has changed, and each minute; an error ends the exchange.
+func (x *exchange) redecide(view *state.View) error {
+	r := view.Config.Match(x.host, x.target.path)
+	if r == nil || r.Name != x.route.route.Name || x.target.refusedBy(r) != "" || !view.Selects(view.Keyring.Nodes[x.p.cfg.Node], r) {
+		return session.ErrRouteGone
+	}
+	switch j := x.judge(view, r, x.p.cfg.Now()); {
+	case j.stale:
+		return errStale
+	case !j.Allow:
+		return errDenied
+	}
+	return nil
+}
+
+// traceID takes the trace id of a W3C traceparent; empty if it is none.
+func traceID(parent string) string {
+	if len(parent) != 55 || parent[2] != '-' || parent[35] != '-' || parent[52] != '-' {
+		return ""
+	}
+	id := parent[3:35]
+	for i := range len(id) {
+		if !hexDigit(id[i]) {
+			return ""
+		}
+	}
+	return id
+}

@@ -1,0 +1,97 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// transportKey names connections that may be shared: those that trust the same roots and wait equally long.
+type transportKey struct {
+	ca      string // PEM; empty: the system's roots
+	timeout time.Duration
+}
+
+// links are the connections of one key. Protocols that begin with Upgrade exist in HTTP/1.1 alone.
+type links struct {
+	usual   *http.Transport
+	upgrade *http.Transport
+}
+
+// transports keeps connections across configurations; guarded by Proxy.mu.
+type transports map[transportKey]*links
+
+func (t transports) get(key transportKey) *links {
+	if have := t[key]; have != nil {
+		return have
+	}
+	l := &links{usual: newTransport(key, true), upgrade: newTransport(key, false)}
+	t[key] = l
+	return l
+}
+
+// keep lets go of connections that the plan does not use; requests under way go on.
+func (t transports) keep(n *plan) {
+	used := map[*links]bool{}
+	for _, r := range n.routes {
+		for _, u := range r.upstreams {
+			used[u.links] = true
+		}
+	}
+	for key, l := range t {
+		if !used[l] {
+			l.close()
+			delete(t, key)
+		}
+	}
+}
+
+func (l *links) close() {
+	l.usual.CloseIdleConnections()
+	l.upgrade.CloseIdleConnections()
+}
+
+func newTransport(key transportKey, h2 bool) *http.Transport {
+	t := &http.Transport{
+		DialContext:            dial,
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)},
+		TLSHandshakeTimeout:    5 * time.Second,
+		MaxIdleConnsPerHost:    512,
+		IdleConnTimeout:        90 * time.Second,
+		ResponseHeaderTimeout:  key.timeout,
+		ExpectContinueTimeout:  time.Second,
+		MaxResponseHeaderBytes: 256 << 10,
+		DisableCompression:     true, // what the application sent is what the user gets
+		Protocols:              new(http.Protocols),
+	}
+	t.Protocols.SetHTTP1(true)
+	t.Protocols.SetHTTP2(h2)
+	if key.ca != "" {
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM([]byte(key.ca)) // one that holds none trusts nobody
+		t.TLSClientConfig.RootCAs = roots
+	}
+	return t
+}
+
+// dial connects to an application. Names below .localhost are this machine (RFC 6761), whatever the resolver knows.
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	d := net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", address, err)
+	}
+	if name := strings.TrimSuffix(strings.ToLower(host), "."); name == "localhost" || strings.HasSuffix(name, ".localhost") {
+		c, err := d.DialContext(ctx, network, net.JoinHostPort("127.0.0.1", port))
+		if err == nil || ctx.Err() != nil {
+			return c, err
+		}
+		return d.DialContext(ctx, network, net.JoinHostPort("::1", port))
+	}
+	return d.DialContext(ctx, network, address)
+}
