@@ -48,9 +48,9 @@ func (s seal) Open(sealed, context []byte) ([]byte, error) {
 // network is loopback TCP whose members can be cut off.
 type network struct {
 	mu    sync.Mutex
-	cut   map[string]bool        // by address
-	conns map[net.Conn][2]string // dialed, and not yet closed: from, to
-	delay time.Duration          // one way, for what is dialed from now on
+	cut   map[string]bool                     // by address
+	conns map[net.Conn][2]string              // dialed, and not yet closed: from, to
+	delay func(from, to string) time.Duration // one way; nil: none
 }
 
 func newNetwork() *network {
@@ -97,7 +97,10 @@ func (t *transport) Dial(addr string, timeout time.Duration) (net.Conn, error) {
 		return nil, errors.Join(errors.New("cut off"), c.Close())
 	}
 	n.conns[c] = [2]string{from, addr}
-	return c, nil
+	if n.delay == nil {
+		return c, nil
+	}
+	return newSlowConn(c, n.delay(from, addr)), nil
 }
 
 // member is one store and its Run.
@@ -131,11 +134,11 @@ func newGroup(t testing.TB, n int, adjust func(i int, c *raftstore.Config)) *gro
 		}
 		g.members = append(g.members, g.start(cfg, "127.0.0.1:0"))
 	}
-	leader := g.leader()
+	g.leader()
 	for _, m := range g.members[1:] {
-		if err := leader.AddVoter(t.Context(), m.cfg.NodeID, m.addr); err != nil {
-			t.Fatalf("add voter: %v", err)
-		}
+		eventually(t, "voter "+m.cfg.NodeID, func() bool { // a leader may be lost meanwhile
+			return g.leader().AddVoter(t.Context(), m.cfg.NodeID, m.addr) == nil
+		})
 	}
 	return g
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -110,8 +111,11 @@ func testListsAreWhole(t *testing.T, h ReaderHarness) {
 	})
 	for range 2 {
 		wg.Go(func() {
+			pace := time.NewTicker(100 * time.Microsecond) // or it starves the engine
+			defer pace.Stop()
 			var last store.Revision
 			for writing.Err() == nil {
+				<-pace.C
 				entries, at, err := h.Reader.List(ctx, "pair/")
 				switch {
 				case err != nil:
