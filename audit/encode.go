@@ -13,7 +13,7 @@ import (
 // are no UTF-8 become U+FFFD, and a number that is not finite or a time outside years 1 to 9999 becomes zero.
 func (r *Record) AppendJSON(b []byte) []byte {
 	b = append(b, `{"kind":`...)
-	b = appendString(b, string(r.Kind))
+	b = AppendString(b, string(r.Kind))
 	b = appendTime(append(b, `,"time":`...), r.Time)
 	b = appendField(b, `,"request_id":`, r.RequestID)
 	b = appendField(b, `,"trace_id":`, r.TraceID)
@@ -34,7 +34,7 @@ func (r *Record) AppendJSON(b []byte) []byte {
 			if i > 0 {
 				b = append(b, ',')
 			}
-			b = appendString(b, p)
+			b = AppendString(b, p)
 		}
 		b = append(b, ']')
 	}
@@ -111,7 +111,7 @@ func appendDetail(b []byte, detail map[string]string) []byte {
 		} else {
 			b = append(b, ',')
 		}
-		b = appendString(append(appendString(b, k), ':'), detail[k])
+		b = AppendString(append(AppendString(b, k), ':'), detail[k])
 	}
 	return append(b, '}')
 }
@@ -120,7 +120,7 @@ func appendField(b []byte, name, value string) []byte {
 	if value == "" {
 		return b
 	}
-	return appendString(append(b, name...), value)
+	return AppendString(append(b, name...), value)
 }
 
 func appendInt(b []byte, name string, value int64) []byte {
@@ -139,7 +139,8 @@ func appendTime(b []byte, t time.Time) []byte {
 	return append(t.AppendFormat(b, time.RFC3339Nano), '"')
 }
 
-func appendString(b []byte, s string) []byte {
+// AppendString appends s as the JSON string that a record holds it as.
+func AppendString(b []byte, s string) []byte {
 	return append(appendEscaped(append(b, '"'), s), '"')
 }
 

@@ -27,8 +27,12 @@ type segment struct {
 
 func segmentName(index uint64) string { return fmt.Sprintf("%016x.segment", index) }
 
-// prepareLoop keeps one segment ready beside the tail.
+// aheadBytes is how much room is prepared beside the tail: what arrives while another segment is being prepared.
+const aheadBytes = 16 << 20
+
+// prepareLoop keeps segments ready beside the tail: one, or several if they are small.
 func (s *Spool) prepareLoop(ctx context.Context) {
+	want := int(min(max(aheadBytes/s.cfg.SegmentBytes, 1), 4))
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for {
@@ -39,18 +43,23 @@ func (s *Spool) prepareLoop(ctx context.Context) {
 		case <-retry.C:
 		}
 		s.mu.Lock()
-		wanted := s.next == nil && s.poison == nil && int64(len(s.segments)+1)*s.cfg.SegmentBytes <= s.cfg.MaxBytes
+		held := int64(len(s.segments) + len(s.ahead))
+		wanted := len(s.ahead) < want && s.poison == nil && (held+1)*s.cfg.SegmentBytes <= s.cfg.MaxBytes
 		s.mu.Unlock()
 		if !wanted {
 			continue
 		}
 		seg, err := s.newSegment()
 		s.mu.Lock()
-		s.next, s.noRoom = seg, err
+		if s.noRoom = err; err == nil {
+			s.ahead = append(s.ahead, seg)
+		}
 		s.mu.Unlock()
 		if err != nil {
 			s.cfg.Logger.Warn("no further audit segment", "dir", s.cfg.Dir, "error", err)
 			retry.Reset(time.Second)
+		} else {
+			signal(s.prepare)
 		}
 		signal(s.wake) // gap records may have waited for room
 	}

@@ -36,7 +36,7 @@ type Spool struct {
 
 	mu         sync.Mutex
 	segments   []*segment // oldest first; the last is the tail, to which frames are appended
-	next       *segment   // prepared, to become the tail
+	ahead      []*segment // prepared, to become the tail in turn
 	index      uint64     // of the segment made last
 	off        int64      // where in the tail the next frame goes
 	seq        uint64     // of the next record
@@ -127,7 +127,7 @@ func (s *Spool) admit(n, keep int64) error {
 		return fault.New(fault.Exhausted, "audit spool: %d bytes wait for the disk", s.work.bytes)
 	}
 	fits := s.off+n <= s.capacity()
-	if room := s.room(); room-n < keep || (!fits && s.next == nil) {
+	if room := s.room(); room-n < keep || (!fits && len(s.ahead) == 0) {
 		if s.noRoom != nil {
 			return fault.New(fault.Exhausted, "audit spool: %d bytes left, and no further segment: %w", room, s.noRoom)
 		}
@@ -142,18 +142,17 @@ func (s *Spool) capacity() int64 { return s.cfg.SegmentBytes - noteRoom }
 // room is how many bytes of frames fit into the segments that exist.
 func (s *Spool) room() int64 {
 	room := s.capacity() - s.off
-	if s.next != nil {
-		room += s.capacity() - audit.MaxFrame // its edge, and what the tail loses because frames are not split
-	}
+	// Less what edges take, and what a segment loses because frames are not split.
+	room += int64(len(s.ahead)) * (s.capacity() - audit.MaxFrame)
 	return max(room, 0)
 }
 
 // place puts a frame at the end of the tail, or of the next segment if it does not fit. What is placed was admitted, or is a checkpoint,
 // for which each segment keeps room.
 func (s *Spool) place(frame []byte) *chunk {
-	if s.off+int64(len(frame)) > s.capacity() && s.next != nil {
-		s.segments = append(s.segments, s.next)
-		s.next, s.off = nil, 0
+	if s.off+int64(len(frame)) > s.capacity() && len(s.ahead) > 0 {
+		s.segments = append(s.segments, s.ahead[0])
+		s.ahead, s.off = s.ahead[1:], 0
 		signal(s.prepare)
 	}
 	tail := s.segments[len(s.segments)-1]
@@ -227,8 +226,8 @@ func (s *Spool) Close() error {
 	for _, seg := range s.segments {
 		seg.file.Close()
 	}
-	if s.next != nil {
-		s.next.file.Close()
+	for _, seg := range s.ahead {
+		seg.file.Close()
 	}
 	err := s.lock.Close()
 	s.lock = nil
@@ -262,11 +261,7 @@ func (s *Spool) Depth() uint64 {
 func (s *Spool) Bytes() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := int64(len(s.segments))
-	if s.next != nil {
-		n++
-	}
-	return n * s.cfg.SegmentBytes
+	return int64(len(s.segments)+len(s.ahead)) * s.cfg.SegmentBytes
 }
 
 // poisonWith stops the spool for good: after a write or a sync that failed, nobody knows what the disk holds.
