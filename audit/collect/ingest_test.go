@@ -1,0 +1,363 @@
+package collect_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/audit/collect"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+const run = audit.Run(0x0192000000000001)
+
+// history is the trail of a node that says what it likes.
+type history struct {
+	node   string
+	run    audit.Run
+	tree   *audit.Tree
+	frames []byte
+}
+
+func newHistory(node string, bodies ...string) *history {
+	h := &history{node: node, run: run, tree: audit.NewTree()}
+	for _, b := range bodies {
+		h.frames = audit.AppendFrame(h.frames, audit.Frame{Run: h.run, Seq: h.tree.Size(), Body: []byte(b)})
+		h.tree.Append(audit.LeafHash([]byte(b)))
+	}
+	return h
+}
+
+func (h *history) framesMessage() *iapmeshv1.ShipRequest {
+	return &iapmeshv1.ShipRequest{Message: &iapmeshv1.ShipRequest_Frames{Frames: &iapmeshv1.ShipFrames{Run: h.run.String(), Frames: h.frames}}}
+}
+
+func (h *history) note(t testing.TB, by string) *iapmeshv1.ShipRequest {
+	t.Helper()
+	c := audit.Checkpoint{Mesh: "m", Node: h.node, Run: h.run, Size: h.tree.Size(), Root: h.tree.Root(), Time: time.Unix(1_800_000_000, 0)}
+	signed, err := c.Sign(audit.SignWith(key(by)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &iapmeshv1.ShipRequest{Message: &iapmeshv1.ShipRequest_Checkpoint{Checkpoint: &iapmeshv1.ShipCheckpoint{Run: h.run.String(), Note: signed}}}
+}
+
+// conversation is a Ship stream without a network: the node's messages in, the aggregator's out.
+type conversation struct {
+	grpc.ServerStream
+	ctx context.Context
+	in  []*iapmeshv1.ShipRequest
+	out []*iapmeshv1.ShipResponse
+}
+
+func (c *conversation) Context() context.Context { return c.ctx }
+
+func (c *conversation) Recv() (*iapmeshv1.ShipRequest, error) {
+	if len(c.in) == 0 {
+		return nil, context.Canceled
+	}
+	m := c.in[0]
+	c.in = c.in[1:]
+	return m, nil
+}
+
+func (c *conversation) Send(m *iapmeshv1.ShipResponse) error {
+	c.out = append(c.out, m)
+	return nil
+}
+
+// say has a node send messages after its hello, and returns the answers after the welcome.
+func say(a *collect.Aggregator, node string, in ...*iapmeshv1.ShipRequest) (*iapmeshv1.ShipWelcome, []*iapmeshv1.ShipResponse, error) {
+	hello := &iapmeshv1.ShipRequest{Message: &iapmeshv1.ShipRequest_Hello{Hello: &iapmeshv1.ShipHello{Runs: []string{run.String()}}}}
+	c := &conversation{ctx: metadata.NewIncomingContext(context.Background(), metadata.Pairs("node", node)), in: slices.Concat([]*iapmeshv1.ShipRequest{hello}, in)}
+	err := fault.FromStatus(a.Ship(c))
+	if len(c.out) == 0 {
+		return nil, nil, err
+	}
+	return c.out[0].GetWelcome(), c.out[1:], err
+}
+
+func TestTheAggregatorRefuses(t *testing.T) {
+	t.Parallel()
+	good := newHistory("n1", `{"kind":"run"}`, `{"kind":"decision"}`)
+	tail := newHistory("n1", "a", "b", "c")
+	_, n, _ := audit.DecodeFrame(tail.frames)
+	tail.frames = tail.frames[n:]
+	flipped := newHistory("n1", "a")
+	flipped.frames[audit.FrameHeader] ^= 1
+	elsewhere := newHistory("n1", "a")
+	elsewhere.run++
+	noteInside := newHistory("n1", "a")
+	noteInside.frames = audit.AppendFrame(nil, audit.Frame{Kind: audit.CheckpointFrame, Run: run, Body: []byte("x")})
+	badEdge := newHistory("n1")
+	badEdge.frames = audit.AppendFrame(nil, audit.Frame{Kind: audit.EdgeFrame, Run: run, Seq: 5, Body: []byte{0, 1}})
+	otherMesh := audit.Checkpoint{Mesh: "m2", Node: "n1", Run: run, Time: time.Unix(1, 0)}
+	foreign, err := otherMesh.Sign(audit.SignWith(key("n1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		node string
+		in   []*iapmeshv1.ShipRequest
+		kind fault.Kind
+	}{
+		"another key's checkpoint":   {"n1", []*iapmeshv1.ShipRequest{good.framesMessage(), good.note(t, "n2")}, fault.Denied},
+		"another node's checkpoint":  {"n2", []*iapmeshv1.ShipRequest{good.framesMessage(), good.note(t, "n1")}, fault.Denied},
+		"a node without a key":       {"stranger", []*iapmeshv1.ShipRequest{good.framesMessage(), good.note(t, "n1")}, fault.NotFound},
+		"a path for a name":          {"..", nil, fault.Invalid},
+		"a gap":                      {"n1", []*iapmeshv1.ShipRequest{tail.framesMessage()}, fault.Invalid},
+		"a flipped bit":              {"n1", []*iapmeshv1.ShipRequest{flipped.framesMessage()}, fault.Invalid},
+		"frames of another run":      {"n1", []*iapmeshv1.ShipRequest{{Message: &iapmeshv1.ShipRequest_Frames{Frames: &iapmeshv1.ShipFrames{Run: elsewhere.run.String(), Frames: good.frames}}}}, fault.Invalid},
+		"a note among frames":        {"n1", []*iapmeshv1.ShipRequest{noteInside.framesMessage()}, fault.Invalid},
+		"an edge that is none":       {"n1", []*iapmeshv1.ShipRequest{badEdge.framesMessage()}, fault.Invalid},
+		"a checkpoint of the future": {"n1", []*iapmeshv1.ShipRequest{good.note(t, "n1")}, fault.Invalid},
+		"another mesh": {"n1", []*iapmeshv1.ShipRequest{{Message: &iapmeshv1.ShipRequest_Checkpoint{Checkpoint: &iapmeshv1.ShipCheckpoint{
+			Run: run.String(), Note: foreign}}}}, fault.Invalid},
+		"a run that is no run": {"n1", []*iapmeshv1.ShipRequest{{Message: &iapmeshv1.ShipRequest_Frames{Frames: &iapmeshv1.ShipFrames{Run: "../x"}}}}, fault.Invalid},
+		"an empty message":     {"n1", []*iapmeshv1.ShipRequest{{}}, fault.Invalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := open(t, t.TempDir())
+			defer a.Close()
+			_, answers, err := say(a, tc.node, tc.in...)
+			if !fault.Is(err, tc.kind) || len(answers) != 0 {
+				t.Errorf("%v, %v; want kind %v", err, answers, tc.kind)
+			}
+			for e, err := range a.Records(t.Context(), collect.Filter{}) {
+				t.Errorf("stored %v, %v", e.ID, err)
+			}
+		})
+	}
+}
+
+func TestAForkIsAlarmedAboutAndRefusedFromThereOn(t *testing.T) {
+	t.Parallel()
+	first, other := newHistory("n1", "a", "b", "c"), newHistory("n1", "a", "X", "c")
+	longer := newHistory("n1", "a", "b", "c", "d")
+	for name, in := range map[string][]*iapmeshv1.ShipRequest{
+		"other records":         {other.framesMessage()},
+		"another signed root":   {other.note(t, "n1")},
+		"a root that is none's": {longer.framesMessage(), newHistory("n1", "a", "b", "c", "D").note(t, "n1")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			a := open(t, dir)
+			_, answers, _ := say(a, "n1", first.framesMessage(), first.note(t, "n1"), first.framesMessage(), first.note(t, "n1"))
+			if len(answers) != 2 || answers[0].GetAck().GetNextSeq() != 3 || answers[1].GetAck() == nil {
+				t.Fatalf("the first history, twice: %v", answers)
+			}
+			if root := first.tree.Root(); !bytes.Equal(answers[0].GetAck().GetRoot(), root[:]) {
+				t.Error("another root is acknowledged")
+			}
+			_, answers, _ = say(a, "n1", in...)
+			if len(answers) != 1 || answers[0].GetFork() == nil {
+				t.Fatalf("the second history: %v", answers)
+			}
+			if evidence, err := os.ReadFile(filepath.Join(dir, "n1", run.String(), "forked")); err != nil || len(evidence) == 0 {
+				t.Errorf("evidence: %s, %v", evidence, err)
+			}
+			if err := a.Close(); err != nil {
+				t.Fatal(err)
+			}
+			a = open(t, dir)
+			defer a.Close()
+			_, answers, _ = say(a, "n1", longer.framesMessage(), longer.note(t, "n1"))
+			if len(answers) != 1 || answers[0].GetFork() == nil {
+				t.Errorf("after a restart the run is taken again: %v", answers)
+			}
+			var stored []string
+			for e, err := range a.Records(t.Context(), collect.Filter{}) {
+				stored = append(stored, e.ID.String())
+				_ = err
+			}
+			if len(stored) != 0 { // "a" is no JSON: nothing decodes, and nothing was added
+				t.Errorf("stored %v", stored)
+			}
+		})
+	}
+}
+
+func TestWelcomeSaysWhereToGoOn(t *testing.T) {
+	t.Parallel()
+	a := open(t, t.TempDir())
+	defer a.Close()
+	h := newHistory("n1", "a", "b")
+	if w, _, _ := say(a, "n1", h.framesMessage(), h.note(t, "n1")); len(w.GetPositions()) != 0 {
+		t.Errorf("at first: %v", w)
+	}
+	longer := newHistory("n1", "a", "b", "c")
+	w, _, _ := say(a, "n1", longer.framesMessage()) // and no checkpoint: it must be sent again
+	if len(w.GetPositions()) != 1 || w.GetPositions()[0].GetNextSeq() != 2 {
+		t.Errorf("then: %v", w)
+	}
+	if w, _, _ = say(a, "n1"); w.GetPositions()[0].GetNextSeq() != 2 {
+		t.Errorf("at last: %v", w)
+	}
+	if w, _, _ := say(a, "n2"); len(w.GetPositions()) != 0 {
+		t.Errorf("another node is told of it: %v", w)
+	}
+}
+
+func TestQueryFilters(t *testing.T) {
+	t.Parallel()
+	a := open(t, t.TempDir())
+	defer a.Close()
+	at := func(s int64) time.Time { return time.Unix(1_800_000_000+s, 0).UTC() }
+	records := map[string][]audit.Record{
+		"n1": {
+			{Kind: audit.KindDecision, Time: at(1), RequestID: "1", Route: "billing", Decision: audit.Allow, Actor: audit.Actor{Subject: "okta/1", Email: "ana@example.com", ProvisioningKey: "k1"}},
+			{Kind: audit.KindOutcome, Time: at(3), RequestID: "1", Route: "billing"},
+			{Kind: audit.KindDecision, Time: at(5), RequestID: "3", Route: `a"b`, Decision: audit.Deny, Actor: audit.Actor{Subject: "okta/2", MintingProvisioningKey: "k1"}},
+		},
+		"n2": {
+			{Kind: audit.KindDecision, Time: at(2), RequestID: "2", Route: "echo", Decision: audit.Allow, Actor: audit.Actor{Email: "ana@example.com", ProvisioningKey: "k2"}},
+			{Kind: audit.KindSignIn, Time: at(4), RequestID: "4", Reason: "billing"},
+		},
+	}
+	for node, all := range records {
+		var bodies []string
+		for _, r := range all {
+			bodies = append(bodies, string(r.AppendJSON(nil)))
+		}
+		h := newHistory(node, bodies...)
+		if _, answers, err := say(a, node, h.framesMessage(), h.note(t, node)); len(answers) != 1 || answers[0].GetAck() == nil {
+			t.Fatalf("%v, %v", answers, err)
+		}
+	}
+	n1, n2 := "n1/"+run.String()+"/", "n2/"+run.String()+"/"
+	for name, tc := range map[string]struct {
+		filter collect.Filter
+		want   []string
+	}{
+		"all, by time":      {collect.Filter{}, []string{n1 + "0", n2 + "0", n1 + "1", n2 + "1", n1 + "2"}},
+		"user by e-mail":    {collect.Filter{User: "ana@example.com"}, []string{n1 + "0", n2 + "0"}},
+		"user by subject":   {collect.Filter{User: "okta/2"}, []string{n1 + "2"}},
+		"route":             {collect.Filter{Route: "billing"}, []string{n1 + "0", n1 + "1"}},
+		"route with quotes": {collect.Filter{Route: `a"b`}, []string{n1 + "2"}},
+		"decision":          {collect.Filter{Decision: audit.Deny}, []string{n1 + "2"}},
+		"times":             {collect.Filter{From: at(2), To: at(4)}, []string{n2 + "0", n1 + "1"}},
+		"key":               {collect.Filter{ProvisioningKey: "k1"}, []string{n1 + "0", n1 + "2"}},
+		"node":              {collect.Filter{Node: "n2"}, []string{n2 + "0", n2 + "1"}},
+		"unknown node":      {collect.Filter{Node: "n3"}, nil},
+		"kind":              {collect.Filter{Kind: audit.KindSignIn}, []string{n2 + "1"}},
+		"request":           {collect.Filter{RequestID: "1"}, []string{n1 + "0", n1 + "1"}},
+		"limit":             {collect.Filter{Limit: 2}, []string{n1 + "0", n2 + "0"}},
+		"newest":            {collect.Filter{Limit: 2, Newest: true}, []string{n2 + "1", n1 + "2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			for e, err := range a.Records(t.Context(), tc.filter) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, e.ID.String())
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("%v, want %v", got, tc.want)
+			}
+		})
+	}
+	for _, err := range a.Records(t.Context(), collect.Filter{Node: "../n1"}) {
+		if !fault.Is(err, fault.Invalid) {
+			t.Errorf("a path for a node: %v", err)
+		}
+	}
+}
+
+func TestOneProcessHoldsTheStore(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	a := open(t, dir)
+	defer a.Close()
+	cfg := collect.Config{Dir: dir, Mesh: "m", Node: "agg", Signer: audit.SignWith(key("agg")), NodeKey: public,
+		Peer: func(context.Context) (string, error) { return "", errors.New("nobody") }}
+	if _, err := collect.Open(cfg); !fault.Is(err, fault.Conflict) {
+		t.Errorf("second open: %v", err)
+	}
+	if err := (collect.Config{}).Validate(); err == nil {
+		t.Error("an empty configuration is valid")
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func FuzzShip(f *testing.F) {
+	h := newHistory("n1", "a", "b")
+	f.Add(h.frames, h.note(f, "n1").GetCheckpoint().GetNote())
+	f.Add(audit.AppendFrame(nil, audit.EdgeOf(run, h.tree)), []byte("x\n\n— y z\n"))
+	f.Add([]byte{0, 0, 0, 0, 1}, []byte{})
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, frames, note []byte) {
+		sub, err := os.MkdirTemp(dir, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(sub)
+		a := open(t, sub)
+		defer a.Close()
+		_, answers, _ := say(a, "n1",
+			&iapmeshv1.ShipRequest{Message: &iapmeshv1.ShipRequest_Frames{Frames: &iapmeshv1.ShipFrames{Run: run.String(), Frames: frames}}},
+			&iapmeshv1.ShipRequest{Message: &iapmeshv1.ShipRequest_Checkpoint{Checkpoint: &iapmeshv1.ShipCheckpoint{Run: run.String(), Note: note}}})
+		for _, m := range answers {
+			if m.GetAck() != nil {
+				if _, err := audit.OpenCheckpoint(note, "n1", must(public("n1"))); err != nil {
+					t.Errorf("acknowledged what n1 did not sign: %v", err)
+				}
+			}
+		}
+	})
+}
+
+func FuzzStoredSegment(f *testing.F) {
+	h := newHistory("n1", `{"kind":"decision"}`, `{"kind":"outcome"}`)
+	seg := append(audit.AppendFrame(nil, audit.EdgeOf(run, audit.NewTree())), h.frames...)
+	noted := audit.AppendFrame(bytes.Clone(seg), audit.Frame{Kind: audit.CheckpointFrame, Run: run, Seq: 2, Body: h.note(f, "n1").GetCheckpoint().GetNote()})
+	f.Add(noted)
+	f.Add(seg[:len(seg)-3])
+	f.Add(append(bytes.Clone(noted), noted...))
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, data []byte) {
+		sub, err := os.MkdirTemp(dir, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(sub)
+		runDir := filepath.Join(sub, "n1", run.String())
+		if err := os.MkdirAll(runDir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(runDir, "00000000000000000000.segment"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := collect.VerifyStore(sub, verifier()); err != nil {
+			t.Errorf("verify: %v", err)
+		}
+		a := open(t, sub)
+		defer a.Close()
+		for _, err := range a.Records(t.Context(), collect.Filter{}) {
+			if err != nil {
+				t.Errorf("query: %v", err)
+			}
+		}
+		if _, _, err := say(a, "n1", h.framesMessage()); fault.Is(err, fault.Internal) {
+			t.Errorf("ship: %v", err)
+		}
+	})
+}
