@@ -3,11 +3,11 @@ package login
 import (
 	"context"
 	"encoding/hex"
-	"fmt"
 	"strings"
 	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/identity"
 	"github.com/iapmesh/iapmesh/node/session"
 )
@@ -62,12 +62,13 @@ func (v *visit) about(r *audit.Record, s *session.Session) {
 	r.Actor.MintingNode, r.Actor.MintingProvisioningKey = s.MintingNode, s.MintingKey
 }
 
-// record waits until the record is durable, also if the browser does not.
+// record waits until the record is durable, also if the browser does not. Its error is Unavailable: without a record, nothing
+// happens.
 func (v *visit) record(r *audit.Record) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.r.Context()), recordFor)
 	defer cancel()
 	if err := v.cfg.Trail.Record(ctx, r); err != nil {
-		return fmt.Errorf("record %s: %w", r.Kind, err)
+		return fault.New(fault.Unavailable, "record %s: %w", r.Kind, err)
 	}
 	return nil
 }

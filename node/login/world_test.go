@@ -44,7 +44,7 @@ const (
 
 // world is a mesh of two regions whose proxies share one state, their identity providers, and a clock.
 type world struct {
-	t         *testing.T
+	t         testing.TB
 	authority *ca.Authority
 	idps      map[string]*provider // by name: dev, other
 	regions   map[string]*region   // eu, us
@@ -121,7 +121,7 @@ func (e *ended) EndSession(_ context.Context, id, _ string) error {
 	return nil
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{
 		t: t, idps: map[string]*provider{}, regions: map[string]*region{}, views: &views{}, trail: &trail{}, at: revision.Revision{Epoch: 1, Index: 10},
@@ -444,7 +444,7 @@ func (u *user) ticketURL(address, username string) string {
 	return location.String()
 }
 
-func body(t *testing.T, r *http.Response) string {
+func body(t testing.TB, r *http.Response) string {
 	t.Helper()
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
