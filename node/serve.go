@@ -38,8 +38,12 @@ func (a *assembly) serveMesh(context.Context) error {
 	services := admin.Services{Source: a.source, Control: a.control, Leader: a.engine.Leader, Members: a.members, Caller: callerAdmin, Logger: a.logger}
 	services.Register(adminServer)
 	if a.control != nil {
+		followers, err := a.newFollowServer()
+		if err != nil {
+			return err
+		}
 		iapmeshv1.RegisterMeshServiceServer(nodeServer, &control.MeshServer{
-			Controller: a.control, Caller: callerNode, Follower: a.serveFollower(), QuorumRound: a.store.QuorumRound,
+			Controller: a.control, Caller: callerNode, Follower: followers.Follow, QuorumRound: a.store.QuorumRound,
 		})
 		if err := a.serveJoins(); err != nil {
 			return err
