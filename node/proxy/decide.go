@@ -113,10 +113,10 @@ func (x *exchange) record(j *judgement, now time.Time) audit.Record {
 	if len(j.Errors) > 0 {
 		r.Detail = map[string]string{"policy_errors": strings.Join(j.Errors, "; ")}
 	}
-	r.Actor.ProvisioningKey = x.node.ProvisioningKey
+	r.Actor.ProvisioningKey = x.key
 	if s := x.session; s != nil {
 		r.Actor = audit.Actor{
-			Subject: s.Identity.Subject, Email: s.Identity.Email, SessionID: s.ID, ProvisioningKey: x.node.ProvisioningKey,
+			Subject: s.Identity.Subject, Email: s.Identity.Email, SessionID: s.ID, ProvisioningKey: x.key,
 			MintingProvisioningKey: s.MintingKey, MintingNode: s.MintingNode, SigningKID: s.KID,
 		}
 	}
@@ -156,7 +156,7 @@ func (x *exchange) wait() error {
 // redecide is asked by session.Live when the configuration has changed, and each minute; an error ends the exchange.
 func (x *exchange) redecide(view *state.View) error {
 	r := view.Config.Match(x.host, x.target.path)
-	if r == nil || r.Name != x.route.route.Name || x.target.refusedBy(r) != "" || !view.Selects(view.Keyring.Nodes[x.p.cfg.Node], r) {
+	if r == nil || r.Name != x.route.route.Name || x.target.refusedBy(r) != "" || !x.serves(view, r) {
 		return session.ErrRouteGone
 	}
 	switch j := x.judge(view, r, x.p.cfg.Now()); {

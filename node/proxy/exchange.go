@@ -10,8 +10,8 @@ import (
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/audit/spool"
 	"github.com/iapmesh/iapmesh/internal/fault"
-	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/assertion"
+	"github.com/iapmesh/iapmesh/node/resource"
 	"github.com/iapmesh/iapmesh/node/session"
 	"github.com/iapmesh/iapmesh/node/state"
 )
@@ -31,7 +31,7 @@ type exchange struct {
 	host   string
 	target target
 	route  *routePlan
-	node   *keyring.Node // this one, in the view
+	key    string // the provisioning key under which this node joined
 
 	session   *session.Session // nil: nobody
 	assertion string
@@ -79,7 +79,7 @@ func (x *exchange) serve() {
 		x.refuse(unknownHost)
 		return
 	}
-	if isOurs(x.target.path) {
+	if isOurs(x.target.path) || x.plan.signIn == x.host {
 		x.serveOwn()
 		return
 	}
@@ -97,7 +97,9 @@ func (x *exchange) serve() {
 func (x *exchange) look(view *state.View) {
 	x.view, x.plan = view, x.p.planFor(view)
 	x.source = sourceOf(x.in, x.plan.trusted)
-	x.node = view.Keyring.Nodes[x.p.cfg.Node]
+	if node := view.Keyring.Nodes[x.p.cfg.Node]; node != nil {
+		x.key = node.ProvisioningKey
+	}
 	if x.id == "" {
 		if x.id = x.source.requestID(x.in); x.id == "" {
 			x.id = newID()
@@ -121,7 +123,7 @@ func (x *exchange) findRoute() bool {
 		x.refuse(badRequest.because(fault.New(fault.Invalid, "path: could be read as another route's")))
 		return false
 	}
-	if x.node == nil || !x.node.Trusted() || !x.view.Selects(x.node, r) {
+	if !x.serves(x.view, r) {
 		x.refuse(notHere)
 		return false
 	}
@@ -130,6 +132,12 @@ func (x *exchange) findRoute() bool {
 		return false
 	}
 	return true
+}
+
+// serves reports whether this node may handle identity for a route.
+func (x *exchange) serves(view *state.View, r *resource.Route) bool {
+	node := view.Keyring.Nodes[x.p.cfg.Node]
+	return node != nil && node.Trusted() && view.Selects(node, r)
 }
 
 // authenticate verifies the session, if there is one; nobody is not an error, for a route may be open to anyone. A session
@@ -148,7 +156,7 @@ func (x *exchange) authenticate() error {
 		}
 		x.look(view)
 		r := view.Config.Match(x.host, x.target.path)
-		if r == nil || r.Name != x.route.route.Name || !view.Selects(x.node, r) || x.target.refusedBy(r) != "" {
+		if r == nil || r.Name != x.route.route.Name || !x.serves(view, r) || x.target.refusedBy(r) != "" {
 			return err // the mesh changed meanwhile: the client asks again
 		}
 		x.route = x.plan.routes[r]

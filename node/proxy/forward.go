@@ -94,7 +94,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 			prior[name] = pr.In.Header.Get(name)
 		}
 	}
-	stripIdentity(h, x.route.own)
+	stripIdentity(h, x.plan.own)
 	session.StripCookies(h)
 
 	h["X-Forwarded-For"] = []string{x.source.forwardedFor(pr.In)}

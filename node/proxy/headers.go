@@ -46,7 +46,7 @@ func foldName(buf *[128]byte, name string) []byte {
 	return buf[:n]
 }
 
-// stripIdentity removes what no client may claim, in every spelling, and the route's own names for it.
+// stripIdentity removes what no client may claim, in every spelling, and the routes' own names for it.
 func stripIdentity(h http.Header, own map[string]bool) {
 	var buf [128]byte
 	for name := range h {

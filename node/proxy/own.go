@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -30,7 +31,7 @@ func (x *exchange) serveOwn() {
 	case userPath:
 		x.serveUser()
 	default:
-		if x.target.path[:len(ownPrefix)-1] != ownPrefix[:len(ownPrefix)-1] {
+		if strings.HasPrefix(x.target.path, documentPath+"/") {
 			x.refuse(notFound)
 			return
 		}

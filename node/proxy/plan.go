@@ -25,15 +25,18 @@ type plan struct {
 	view     *state.View // the first that had this configuration
 	manifest string      // hex
 	trusted  []netip.Prefix
+	signIn   string // the sign-in host, which has no applications
 	hosts    map[string]bool
 	suffixes []string // of wildcard hosts: ".example.com"
 	routes   map[*resource.Route]*routePlan
+	// own are the folded names of all headers by which some route tells its application who is calling. They are stripped on every
+	// route: one application may stand behind an open route and another that needs a session.
+	own map[string]bool
 }
 
 type routePlan struct {
 	route      *resource.Route
-	own        map[string]bool // folded names of the headers that only we may set
-	assertions []string        // canonical names for the assertion
+	assertions []string // canonical names for the assertion
 	claims     []claimHeader
 	upstreams  []*upstream // of the nearest kind: this region's, or else those of none, or else all
 	next       atomic.Uint32
@@ -70,14 +73,11 @@ func (p *Proxy) planFor(view *state.View) *plan {
 
 func (p *Proxy) makePlan(view *state.View) *plan {
 	c := view.Config
-	n := &plan{view: view, manifest: hex.EncodeToString(c.Digest[:]), hosts: map[string]bool{}, routes: map[*resource.Route]*routePlan{}}
+	n := &plan{view: view, manifest: hex.EncodeToString(c.Digest[:]), hosts: map[string]bool{}, routes: map[*resource.Route]*routePlan{}, own: map[string]bool{}}
 	if c.Settings != nil {
-		n.hosts[c.Settings.SignInHost] = true
-		for _, text := range c.Settings.TrustedProxies {
-			if prefix, err := netip.ParsePrefix(text); err == nil { // Settings were validated
-				n.trusted = append(n.trusted, prefix)
-			}
-		}
+		n.signIn = c.Settings.SignInHost
+		n.hosts[n.signIn] = true
+		n.trusted = trustedBy(c)
 	}
 	for _, r := range c.Routes {
 		for _, h := range r.Hosts {
@@ -87,19 +87,19 @@ func (p *Proxy) makePlan(view *state.View) *plan {
 				n.hosts[h] = true
 			}
 		}
-		n.routes[r] = p.planRoute(r)
+		n.routes[r] = p.planRoute(n, r)
 	}
 	return n
 }
 
-func (p *Proxy) planRoute(r *resource.Route) *routePlan {
+func (p *Proxy) planRoute(n *plan, r *resource.Route) *routePlan {
 	rp := &routePlan{
-		route: r, own: map[string]bool{}, assertions: []string{assertion.Header},
+		route: r, assertions: []string{assertion.Header},
 		seconds: p.metrics.seconds.WithLabelValues(r.Name), usual: p.metrics.requests.WithLabelValues(r.Name, "200", "allow"),
 	}
 	own := func(name string) string {
 		var buf [128]byte
-		rp.own[string(foldName(&buf, name))] = true
+		n.own[string(foldName(&buf, name))] = true
 		return http.CanonicalHeaderKey(name)
 	}
 	for _, name := range r.Assertion.Headers {

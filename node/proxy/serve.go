@@ -34,9 +34,11 @@ func (p *Proxy) Run(ctx context.Context, l net.Listener) error {
 		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: p.cfg.Certificates.GetCertificate, NextProtos: []string{"h2", "http/1.1"}},
 		ReadHeaderTimeout: headWait,
 		IdleTimeout:       idleWait,
-		MaxHeaderBytes:    maxHead,
-		ErrorLog:          slog.NewLogLogger(p.cfg.Logger.Handler(), slog.LevelDebug), // handshakes that scanners break off, mostly
-		BaseContext:       func(net.Listener) context.Context { return base },
+
+		DisableGeneralOptionsHandler: true, // OPTIONS * is refused like any other target that is no path
+		MaxHeaderBytes:               maxHead,
+		ErrorLog:                     slog.NewLogLogger(p.cfg.Logger.Handler(), slog.LevelDebug), // handshakes that scanners break off, mostly
+		BaseContext:                  func(net.Listener) context.Context { return base },
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.ServeTLS(l, "", "") }()

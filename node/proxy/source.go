@@ -4,6 +4,9 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+
+	"github.com/iapmesh/iapmesh/node/resource"
+	"github.com/iapmesh/iapmesh/node/state"
 )
 
 // source is where a request comes from.
@@ -72,4 +75,25 @@ func (s source) requestID(r *http.Request) string {
 		return ""
 	}
 	return id
+}
+
+// ClientIP is the user's address, as far as the view's settings let it be believed; invalid if there is none.
+func ClientIP(r *http.Request, view *state.View) netip.Addr {
+	if view == nil {
+		return sourceOf(r, nil).client
+	}
+	return sourceOf(r, trustedBy(view.Config)).client
+}
+
+func trustedBy(c *resource.Configuration) []netip.Prefix {
+	if c.Settings == nil {
+		return nil
+	}
+	var trusted []netip.Prefix
+	for _, text := range c.Settings.TrustedProxies {
+		if prefix, err := netip.ParsePrefix(text); err == nil { // Settings were validated
+			trusted = append(trusted, prefix)
+		}
+	}
+	return trusted
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"unicode/utf8"
 
@@ -50,6 +51,12 @@ func parseTarget(uri string) (target, error) {
 	}
 	if plain {
 		return target{raw: raw, path: raw}, nil
+	}
+	if strings.HasPrefix(raw, "//") {
+		// Forwarded by url.URL.RawPath (see setURL), which takes valid encodings alone.
+		if path, err := url.PathUnescape(raw); err != nil || (&url.URL{Path: path, RawPath: raw}).EscapedPath() != raw {
+			return target{}, fault.New(fault.Invalid, "path: not encoded as RFC 3986 wants it")
+		}
 	}
 	return fold(raw)
 }
@@ -141,7 +148,7 @@ func segments(path string, cut bool) (string, uint8, error) {
 	}
 }
 
-// permits says which form of the path the route does not permit; empty if all are.
+// refusedBy says which form of the path the route does not permit; empty if all are.
 func (t target) refusedBy(r *resource.Route) string {
 	switch {
 	case t.forms == 0:

@@ -151,6 +151,7 @@ func newWorld(t testing.TB, o options) *world {
 		t.Fatal(err)
 	}
 	w.server = httptest.NewUnstartedServer(w.proxy)
+	w.server.Config.DisableGeneralOptionsHandler = true
 	if o.http2 {
 		w.server.EnableHTTP2 = true
 		w.server.StartTLS()
@@ -214,7 +215,9 @@ func (w *world) publish(v *state.View) {
 
 func (w *world) apply(yaml string) *state.View {
 	w.t.Helper()
-	docs, err := resource.Parse("mesh.yaml", []byte(strings.ReplaceAll(yaml, "APP", w.app.Listener.Addr().String())))
+	address := w.app.Listener.Addr().String()
+	_, port, _ := strings.Cut(address, ":")
+	docs, err := resource.Parse("mesh.yaml", []byte(strings.NewReplacer("APP", address, "PORT", port).Replace(yaml)))
 	if err != nil {
 		w.t.Fatal(err)
 	}
