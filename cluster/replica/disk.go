@@ -76,7 +76,10 @@ func openDisk(dir, meshID string, seal Seal) (*disk, error) {
 
 func (d *disk) writable() bool { return d.f != nil }
 
-func (d *disk) close() error { return errors.Join(d.abandon(), d.lock.Close()) }
+// close unlocks in so many words: a process that is being forked at this moment holds the lock file open, too.
+func (d *disk) close() error {
+	return errors.Join(d.abandon(), syscall.Flock(int(d.lock.Fd()), syscall.LOCK_UN), d.lock.Close())
+}
 
 // abandon makes rewrite the only way to write.
 func (d *disk) abandon() error {

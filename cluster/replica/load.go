@@ -72,17 +72,11 @@ func (l *loader) open(at int64, record uint64) (payload []byte, next int64, ok b
 	return payload, next, err == nil
 }
 
-// torn reports whether the record that cannot be read is the last one, as far as anybody can tell.
+// torn reports whether a crash can have left the record that cannot be read: nothing follows it, since a write begins only once
+// the one before it is synced. Its length may be missing, too.
 func (l *loader) torn() bool {
-	if l.size-l.at > maxRecord+4 {
-		return false
-	}
 	_, next, _ := l.open(l.at, l.record)
-	if next == 0 {
-		return true
-	}
-	_, _, successor := l.open(next, l.record+1)
-	return !successor
+	return next == l.size || next == 0 && l.size-l.at <= maxRecord+4
 }
 
 func (l *loader) decode(payload []byte, apply func(update) error) error {
