@@ -65,10 +65,11 @@ var mayImport = map[string][]string{
 		"cluster/store", "cluster/peer", "cluster/raftstore", "cluster/etcdstore", "cluster/replica", "cluster/gossip", "cluster/enroll",
 		"node/resource", "node/state", "node/session", "node/assertion", "node/login", "node/proxy", "node/tunnel", "node/control", "node/admin", "node/console",
 	},
-	"node/nodetest": {"node", "internal/dev/..."},
-	"cmd/iapmesh":   {"node", "internal/dev/...", proto, fault},
-	"e2e":           {"internal/dev/...", proto, fault}, // it drives the binary, as a user does
-	".":             {},
+	"node/nodetest":     {"node", "internal/dev/..."},
+	"internal/dev/mesh": {"node", "node/resource", "internal/profile", "internal/dev/...", proto, fault}, // its nodes run as processes of their own
+	"cmd/iapmesh":       {"node", "internal/dev/...", proto, fault},
+	"e2e":               {"internal/dev/...", proto, fault}, // it drives the binary, as a user does
+	".":                 {},
 }
 
 // anyFrom may be imported by every package: the one type that names a state of the mesh.
