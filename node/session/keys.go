@@ -104,9 +104,6 @@ func OpenKeys(cfg KeysConfig) (*Keys, error) {
 // KIDOf names a session key by its public half.
 func KIDOf(pub ed25519.PublicKey) string { return keyring.SigningKID(keyring.SigningSession, pub) }
 
-// AnnouncementMessage is what the new key signs, to prove that the announcing node holds it.
-func AnnouncementMessage(node string) []byte { return []byte("iapmesh/announce/v1" + node) }
-
 // Add takes the key that the node joined with, which the state holds from at on. Adding it again changes nothing.
 func (k *Keys) Add(private ed25519.PrivateKey, at revision.Revision) error {
 	if len(private) != ed25519.PrivateKeySize {
@@ -247,7 +244,7 @@ func (k *Keys) successor(view *state.View, now time.Time) (*ownKey, time.Duratio
 }
 
 func (k *Keys) announce(ctx context.Context, key *ownKey) error {
-	proof := ed25519.Sign(key.private, AnnouncementMessage(k.cfg.Node))
+	proof := ed25519.Sign(key.private, keyring.AnnouncementMessage(k.cfg.Node))
 	at, err := k.cfg.Announcer.AnnounceSigningKey(ctx, key.kid, key.public(), proof)
 	if err != nil {
 		k.metrics.announce.WithLabelValues("failed").Inc()

@@ -64,7 +64,7 @@ func (l *leader) AnnounceSigningKey(_ context.Context, kid string, pub ed25519.P
 	if l.down != nil {
 		return revision.Revision{}, l.down
 	}
-	if !ed25519.Verify(pub, session.AnnouncementMessage("eu"), proof) {
+	if !ed25519.Verify(pub, keyring.AnnouncementMessage("eu"), proof) {
 		return revision.Revision{}, fault.New(fault.Unauthenticated, "proof")
 	}
 	record, err := keyring.AnnounceSessionKey(*l.m.records.Nodes["eu"], pub, l.m.records.SigningKeys, time.Now())

@@ -5,8 +5,10 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
+	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/store"
+	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/resource"
 	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
@@ -47,7 +49,9 @@ func (m *mesh) source(first *state.View) (*state.Source, func(*state.View)) {
 	m.t.Cleanup(func() { cancel(); <-done })
 	commit := func(v *state.View) {
 		f <- store.Change{Revision: v.Revision, Reset: true, Entries: m.entries(v)}
-		if _, err := s.WaitRevision(ctx, v.Revision); err != nil {
+		wait, stop := context.WithTimeout(ctx, 10*time.Second)
+		defer stop()
+		if _, err := s.WaitRevision(wait, v.Revision); err != nil {
 			m.t.Errorf("source: %v", err)
 		}
 	}
@@ -62,6 +66,7 @@ func (m *mesh) entries(v *state.View) []store.Entry {
 		e.Revision = at
 		entries = append(entries, e)
 	}
+	add(state.PutMesh(keyring.Mesh{ID: "m", TrustDomain: "mesh.example.com", FoundedAt: m.now}), v.Revision) // without it, a Source has no view
 	for _, n := range v.Keyring.Nodes {
 		add(state.PutNode(n), v.Revision)
 	}
