@@ -5,7 +5,6 @@ import (
 	"net"
 	"path/filepath"
 	"sync/atomic"
-	"time"
 
 	"github.com/iapmesh/iapmesh/audit/spool"
 	"github.com/iapmesh/iapmesh/cluster/enroll"
@@ -100,7 +99,7 @@ func (a *assembly) connect(ctx context.Context) error {
 	bundle := &peer.Bundle{Roots: roots, TrustDomain: a.id.public.TrustDomain}
 	trust, bundled := viewTrust{&a.source}, func() *peer.Bundle { return bundle }
 	a.dialer, err = peer.NewDialer(peer.DialConfig{
-		Identity: a.cert, Trust: trust, Bundle: bundled, Logger: a.logger, Registerer: a.registry,
+		Identity: a.cert, Trust: trust, Bundle: bundled, NetDial: a.env.NetDial, Clock: a.env.Now, Logger: a.logger, Registerer: a.registry,
 	})
 	if err != nil {
 		return err
@@ -111,7 +110,7 @@ func (a *assembly) connect(ctx context.Context) error {
 		return fault.New(fault.Unavailable, "listen.mesh: %w", err)
 	}
 	a.closers = append(a.closers, func() { listener.Close() })
-	a.port, err = peer.NewPort(peer.Config{Listener: listener, Identity: a.cert, Trust: trust, Bundle: bundled, Logger: a.logger, Registerer: a.registry})
+	a.port, err = peer.NewPort(peer.Config{Listener: listener, Identity: a.cert, Trust: trust, Bundle: bundled, Clock: a.env.Now, Logger: a.logger, Registerer: a.registry})
 	if err != nil {
 		return err
 	}
@@ -132,7 +131,7 @@ func (a *assembly) follow(context.Context) error {
 		func(v *state.View) { a.turnGossipKeys(v) },
 	)
 	a.base = append(a.base, part{"view", a.source.Run})
-	a.freshness = state.NewFreshness(a.source, time.Now)
+	a.freshness = state.NewFreshness(a.source, a.env.Now)
 	return a.freshness.RestoreFile(filepath.Join(a.config.DataDir, freshnessFile))
 }
 
@@ -142,9 +141,9 @@ func (a *assembly) report(context.Context) error {
 	a.closers = append(a.closers, a.link.close)
 	reporter := &reporter{
 		link: a.link, source: a.source, freshness: a.freshness, measure: a.config.HasRole(keyring.RoleControl), describe: a.describe,
-		logger: a.logger, dataDir: a.config.DataDir,
+		logger: a.logger, dataDir: a.config.DataDir, now: a.env.Now,
 	}
-	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: time.Now}
+	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now}
 	a.base = append(a.base, part{"reports", reporter.Run}, part{"certificate", renewer.Run})
 	return nil
 }

@@ -19,14 +19,14 @@ import (
 // collect ships this node's trail and, on an aggregator, takes in everybody's. An aggregator ships its own like any other node:
 // through its own mesh port.
 func (a *assembly) collect(nodes, admins *grpc.Server) error {
-	shipper := collect.NewShipper(collect.ShipperConfig{Spool: a.spool, Connect: a.connectAggregator, Logger: a.logger})
+	shipper := collect.NewShipper(collect.ShipperConfig{Spool: a.spool, Connect: a.connectAggregator, Logger: a.logger, Now: a.env.Now})
 	a.base = append(a.base, part{"audit shipper", shipper.Run})
 	if !a.config.HasRole(keyring.RoleAggregator) {
 		return nil
 	}
 	aggregator, err := collect.Open(collect.Config{
 		Dir: filepath.Join(a.config.DataDir, collectDir), Mesh: a.id.public.MeshID, Node: a.id.public.NodeID, Signer: audit.SignWith(a.id.nodeKey()),
-		Peer: callerNode, NodeKey: a.nodeKeyOf, Logger: a.logger, Registerer: a.registry,
+		Peer: callerNode, NodeKey: a.nodeKeyOf, Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
 	})
 	if err != nil {
 		return err

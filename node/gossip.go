@@ -35,7 +35,7 @@ func (a *assembly) runGossip(ctx context.Context) error {
 			NodeID: a.id.public.NodeID, Region: a.config.Region, Roles: state.RolesProto(a.config.roles()),
 			MeshAddr: a.addresses.Mesh, ProxyAddr: a.addresses.Proxy, Version: Version(),
 		},
-		Advertise: a.addresses.Gossip, Keys: a.gossipKeys(v), Seeds: a.gossipSeeds, Logger: a.logger, Registerer: a.registry,
+		Advertise: a.addresses.Gossip, Keys: a.gossipKeys(v), Seeds: a.gossipSeeds, NetDial: a.env.NetDial, Logger: a.logger, Registerer: a.registry,
 	})
 	if err != nil {
 		return err

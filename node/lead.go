@@ -24,7 +24,7 @@ func (a *assembly) lead(context.Context) error {
 	}
 	a.control = control.New(control.Config{
 		NodeID: a.id.public.NodeID, Store: a.store, Source: a.source, Secrets: a.member, Voters: members{a.store}, Leader: a.store.Leader,
-		Trail: a.trail, Logger: a.logger, Registerer: a.registry, PromoteAfter: time.Duration(a.config.Control.PromoteAfter),
+		Trail: a.trail, Logger: a.logger, Registerer: a.registry, Now: a.env.Now, PromoteAfter: time.Duration(a.config.Control.PromoteAfter),
 	})
 	a.base = append(a.base, part{"leader", a.control.Run})
 	return nil

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/iapmesh/iapmesh/cluster/enroll"
+	"github.com/iapmesh/iapmesh/cluster/peer"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/state"
@@ -30,8 +32,16 @@ const (
 	sessionsDir = "session-keys"
 )
 
+// Env is what a node takes from outside its configuration. The zero value is the real world.
+type Env struct {
+	Logger  *slog.Logger                                                      // nil: none
+	Now     func() time.Time                                                  // nil: time.Now
+	NetDial func(ctx context.Context, network, addr string) (net.Conn, error) // to other nodes; nil: the network
+}
+
 // Node is one node, not yet running.
 type Node struct {
+	env       Env
 	config    Config
 	addresses keyring.Addresses
 	logger    *slog.Logger
@@ -42,6 +52,17 @@ type Node struct {
 
 // New reads the node's identity, or makes one; it needs no network.
 func New(ctx context.Context, c Config, logger *slog.Logger) (*Node, error) {
+	return NewIn(ctx, c, Env{Logger: logger})
+}
+
+// NewIn is New in an environment of the caller's.
+func NewIn(ctx context.Context, c Config, env Env) (*Node, error) {
+	if env.Logger == nil {
+		env.Logger = slog.New(slog.DiscardHandler)
+	}
+	if env.Now == nil {
+		env.Now = time.Now
+	}
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
@@ -62,7 +83,7 @@ func New(ctx context.Context, c Config, logger *slog.Logger) (*Node, error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return &Node{
-		config: c, addresses: addresses, logger: logger.With("node", c.Name, "region", c.Region), registry: registry, id: id, started: time.Now(),
+		env: env, config: c, addresses: addresses, logger: env.Logger.With("node", c.Name, "region", c.Region), registry: registry, id: id, started: env.Now(),
 	}, nil
 }
 
@@ -151,6 +172,7 @@ func (n *Node) join(ctx context.Context) error {
 		Addresses: n.config.Join.Addresses, Secret: secret, JoinID: [16]byte(n.id.public.JoinID), NodeKey: n.id.nodeKey(), SessionKey: n.id.sessionKey(),
 		SealingKey: member.Key.PublicKey(), Name: n.config.Name, Region: n.config.Region, Roles: state.RolesProto(n.config.roles()),
 		Advertise: state.AddressesProto(n.addresses), Logger: n.logger,
+		Pinned: func(pin [32]byte) peer.Pinned { return peer.Pinned{Pin: pin, NetDial: n.env.NetDial, Clock: n.env.Now} },
 	})
 	if err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/audit/spool"
@@ -30,7 +29,7 @@ func (a *assembly) record(context.Context) error {
 	s, err := spool.Open(spool.Config{
 		Dir: filepath.Join(a.config.DataDir, spoolDir), Node: a.id.public.NodeID, Region: a.config.Region, Mesh: a.id.public.MeshID,
 		Signer: audit.SignWith(a.id.nodeKey()), SegmentBytes: a.config.Audit.SegmentBytes, MaxBytes: a.config.Audit.MaxBytes,
-		Logger: a.logger, Registerer: a.registry, Now: time.Now,
+		Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
 	})
 	if err != nil {
 		return err

@@ -27,6 +27,7 @@ type reporter struct {
 	describe  func() *iapmeshv1.NodeReport
 	logger    *slog.Logger
 	dataDir   string
+	now       func() time.Time
 }
 
 const (
@@ -65,7 +66,7 @@ func (r *reporter) stream(ctx context.Context, c iapmeshv1.MeshServiceClient, o 
 	defer ticker.Stop()
 	for nonce := uint64(1); ; nonce++ {
 		changed := r.source.Changed()
-		asked := time.Now()
+		asked := r.now()
 		if err := s.Send(&iapmeshv1.ReportRequest{Nonce: nonce, Report: r.describe()}); err != nil {
 			return finalError(s, err)
 		}

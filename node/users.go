@@ -33,7 +33,7 @@ func (a *assembly) serveUsers(ctx context.Context) error {
 	}
 	keys, err := session.OpenKeys(session.KeysConfig{
 		Node: a.id.public.NodeID, Dir: filepath.Join(a.config.DataDir, sessionsDir), Sealer: a.id.sealer, Announcer: announcer{a.link},
-		Views: a.source, Logger: a.logger, Registerer: a.registry,
+		Views: a.source, Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
 	})
 	if err != nil {
 		return err
@@ -43,12 +43,12 @@ func (a *assembly) serveUsers(ctx context.Context) error {
 		return err
 	}
 	u := &users{
-		live:     session.NewLive(session.LiveConfig{Node: a.id.public.NodeID, Registerer: a.registry}),
-		verifier: session.NewVerifier(session.Config{Registerer: a.registry}),
+		live:     session.NewLive(session.LiveConfig{Node: a.id.public.NodeID, Registerer: a.registry, Now: a.env.Now}),
+		verifier: session.NewVerifier(session.Config{Registerer: a.registry, Now: a.env.Now}),
 	}
 	signIn, err := login.New(login.Config{
-		Node: a.id.public.NodeID, Region: a.config.Region, Views: a.source, Minter: session.NewMinter(keys, nil), Verifier: u.verifier,
-		Secrets: a.member, Trail: a.trail, Sessions: announcer{a.link}, Age: a.freshness.Age, Logger: a.logger, Registerer: a.registry,
+		Node: a.id.public.NodeID, Region: a.config.Region, Views: a.source, Minter: session.NewMinter(keys, a.env.Now), Verifier: u.verifier,
+		Secrets: a.member, Trail: a.trail, Sessions: announcer{a.link}, Age: a.freshness.Age, Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
 	})
 	if err != nil {
 		return err
@@ -63,8 +63,8 @@ func (a *assembly) serveUsers(ctx context.Context) error {
 	}
 	u.proxy, err = proxy.New(proxy.Config{
 		Node: a.id.public.NodeID, Region: a.config.Region, Views: a.source, Age: a.freshness.Age, Verifier: u.verifier, Live: u.live,
-		Issuer: assertion.NewIssuer(assertion.Config{Node: a.id.public.NodeID, Secrets: a.member, Registerer: a.registry}),
-		Spool:  a.spool, Refusals: a.refusals, SignIn: signIn, Certificates: certificates, Logger: a.logger, Registerer: a.registry,
+		Issuer: assertion.NewIssuer(assertion.Config{Node: a.id.public.NodeID, Secrets: a.member, Registerer: a.registry, Now: a.env.Now}),
+		Spool:  a.spool, Refusals: a.refusals, SignIn: signIn, Certificates: certificates, Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
 	})
 	if err != nil {
 		return err
