@@ -15,6 +15,9 @@ func WithDisk(c Config, wrap func(raft.LogStore) raft.LogStore) Config {
 	return c
 }
 
+// Retry is what calls between members go through.
+func Retry(call func() error) error { return retry(call) }
+
 // EncodeCommit and DecodeCommit show the codec to its fuzzer.
 func EncodeCommit(t store.Txn) []byte { return encodeCommit(t) }
 

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,6 +54,41 @@ func TestWritesResumeWithoutTheLeader(t *testing.T) {
 	mustWait(t, old, rev)
 	if got, want := dump(t, old), dump(t, next); got != want {
 		t.Errorf("after healing: %s, want %s", got, want)
+	}
+}
+
+func TestCallsOutliveDeadConnections(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	_, refused := net.Dial("tcp", l.Addr().String())
+	for name, tc := range map[string]struct {
+		failing error
+		calls   int
+	}{
+		"connection closed":  {fmt.Errorf("decode: %w", io.EOF), 4},
+		"connection reset":   {&net.OpError{Op: "write", Err: syscall.ECONNRESET}, 4},
+		"nobody listens":     {refused, 1},
+		"refused by a peer":  {errors.New("not now"), 1},
+		"reset when dialing": {&net.OpError{Op: "dial", Err: syscall.ECONNRESET}, 1},
+	} {
+		calls := 0
+		err := raftstore.Retry(func() error {
+			if calls++; calls <= 3 {
+				return tc.failing
+			}
+			return nil
+		})
+		if calls != tc.calls || (err == nil) != (tc.calls == 4) {
+			t.Errorf("%s: %d calls, error %v, want %d calls", name, calls, err, tc.calls)
+		}
+	}
+	endless := 0
+	if err := raftstore.Retry(func() error { endless++; return io.EOF }); !errors.Is(err, io.EOF) || endless > 10 {
+		t.Errorf("a member that closes every connection: %d calls, %v", endless, err)
 	}
 }
 

@@ -1,25 +1,16 @@
 package raftstore
 
 import (
-	"net"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/raft"
 )
-
-// streamLayer lets raft dial by our Transport.
-type streamLayer struct{ Transport }
-
-func (s streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return s.Transport.Dial(string(addr), timeout)
-}
 
 // nudgingTransport tells followers of a commit at once. Raft's leader never signals it: they learn with the next entries, or
 // after CommitTimeout × [1, 2). A nudge is an AppendEntries without entries, with the new commit index, in the stream of those
 // that raft sends: same term, previous entry = the last one sent. Raft itself sends such when it is idle.
 type nudgingTransport struct {
-	*raft.NetworkTransport
+	*retryTransport
 
 	mu        sync.Mutex
 	pipelines map[*nudgedPipeline]struct{}
@@ -27,7 +18,7 @@ type nudgingTransport struct {
 
 // AppendEntriesPipeline implements raft.Transport. While there is no pipeline, as after an error, nobody is nudged.
 func (t *nudgingTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
-	inner, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
+	inner, err := t.retryTransport.AppendEntriesPipeline(id, target)
 	if err != nil {
 		return nil, err
 	}

@@ -50,7 +50,7 @@ type Config struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 
-	// Timings of elections: 500, 500, 400 ms suit round trips to 120 ms. Lease ≥ quorum round trip + Heartbeat/5 + margin.
+	// Timings of elections: 450, 450, 360 ms suit round trips to 120 ms. Lease ≥ quorum round trip + Heartbeat/5 + margin.
 	Heartbeat, Election, Lease time.Duration
 	CommitTimeout              time.Duration // bounds how late an idle follower learns of a commit whose nudge was lost; 50 ms
 	RPCTimeout                 time.Duration // of one message; 10 s
@@ -78,7 +78,7 @@ func (c *Config) applyDefaults() error {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	c.Heartbeat = cmp.Or(c.Heartbeat, 500*time.Millisecond)
+	c.Heartbeat = cmp.Or(c.Heartbeat, 450*time.Millisecond)
 	c.Election = cmp.Or(c.Election, c.Heartbeat)
 	c.Lease = cmp.Or(c.Lease, c.Heartbeat*4/5)
 	c.CommitTimeout = cmp.Or(c.CommitTimeout, 50*time.Millisecond)

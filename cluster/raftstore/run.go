@@ -51,11 +51,11 @@ func (s *Store) startRaft(notify chan<- bool) (*raft.Raft, error) {
 	net := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Logger:          rc.Logger,
 		Stream:          streamLayer{s.cfg.Transport},
-		MaxPool:         4,
+		MaxPool:         poolSize,
 		MaxRPCsInFlight: s.cfg.MaxRPCsInFlight,
 		Timeout:         s.cfg.RPCTimeout,
 	})
-	trans := &nudgingTransport{NetworkTransport: net, pipelines: map[*nudgedPipeline]struct{}{}}
+	trans := &nudgingTransport{retryTransport: &retryTransport{net}, pipelines: map[*nudgedPipeline]struct{}{}}
 	s.fsm.onCommitted = func(index uint64) {
 		trans.nudge(index)
 		s.log.sealed.staged.Store(index)
