@@ -23,6 +23,7 @@ type cursor struct {
 	f      *os.File
 	reader *audit.FrameReader
 	base   int64 // where in the file reader began
+	end    int64 // where it ends
 }
 
 // next returns the next frame, whose Body holds until the call after, or io.EOF.
@@ -38,6 +39,9 @@ func (c *cursor) next() (audit.Frame, error) {
 			err = fault.New(fault.Invalid, "a frame of run %s", frame.Run)
 		}
 		c.at.end = c.base + c.reader.Offset()
+		if errors.Is(err, io.EOF) && c.at.end < c.end {
+			err = fault.New(fault.Invalid, "zeros") // they end a spool's segment; here none belong
+		}
 		switch {
 		case err == nil:
 			return frame, nil
@@ -75,7 +79,7 @@ func (c *cursor) open() error {
 		if err != nil {
 			return fault.New(fault.Unavailable, "%w", err)
 		}
-		c.f, c.base, c.at = f, from, segment{s.path, from}
+		c.f, c.base, c.end, c.at = f, from, s.end, segment{s.path, from}
 		c.reader = audit.NewFrameReader(io.NewSectionReader(f, from, s.end-from))
 		return nil
 	}
