@@ -1,0 +1,321 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/keyring"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+func newKeyCommand(c *cli) *cobra.Command {
+	cmd := group("key", "Provisioning keys: the credentials by which nodes join",
+		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyRevokeCommand(c))
+	cmd.Long = `Provisioning keys are the credentials by which nodes join. The secret half is made here and never sent: the mesh learns the
+public half, and what the key may do.`
+	return cmd
+}
+
+func newKeyIssueCommand(c *cli) *cobra.Command {
+	var grants []string
+	var ttl time.Duration
+	var uses uint32
+	var out string
+	req := &iapmeshv1.IssueKeyRequest{}
+	cmd := &cobra.Command{
+		Use: "issue", Short: "Issue a key for new nodes",
+		Long: `Issue a key for new nodes. The key is printed once, alone on standard output, or written to --key-out with mode 0600; with
+-o json or yaml --key-out is required, so that the record and the secret never share a file.`,
+		Example: `  iapmesh key issue --name us-east-proxies --grant proxy --region us-east --max-uses 10 --ttl 72h --key-out us-east.key
+  iapmesh key issue --name one-node --grant proxy --cidr 10.1.0.0/16 | vault kv put secret/iapmesh key=-`,
+		Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := required(cmd, "name", "grant"); err != nil {
+				return err
+			}
+			var err error
+			if req.Grants, err = parseRoles(grants); err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("max-uses") {
+				req.MaxUses = &uses
+			}
+			if ttl != 0 {
+				req.Ttl = durationpb.New(ttl)
+			}
+			return c.issueKey(cmd.Context(), req, out)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&req.Name, "name", "", "`NAME` of the key (required)")
+	f.StringSliceVar(&grants, "grant", nil, "`ROLES` that its nodes may take: control, proxy, aggregator (required)")
+	f.StringSliceVar(&req.Regions, "region", nil, "`REGIONS` that its nodes may stand in (default: any)")
+	f.StringVar(&req.RouteSelector, "selector", "", "`ROUTES` that its nodes may serve: names, prefixes ending in *, tag:KEY=VALUE (default: all)")
+	f.StringSliceVar(&req.SourceCidrs, "cidr", nil, "`CIDRS` that its nodes may join from (default: any)")
+	f.DurationVar(&ttl, "ttl", 0, "how long nodes may join with it (default 24h)")
+	f.Uint32Var(&uses, "max-uses", 1, "how many nodes may join with it; 0: any number")
+	f.Uint32Var(&req.MaxActive, "max-active", 0, "how many of its nodes may be active at once; 0: any number")
+	f.StringVar(&out, "key-out", "", "write the key to this new `FILE`, mode 0600, instead of printing it")
+	return cmd
+}
+
+func (c *cli) issueKey(ctx context.Context, req *iapmeshv1.IssueKeyRequest, out string) error {
+	secret, file, err := c.newKey(out)
+	if err != nil {
+		return err
+	}
+	req.PublicKey = secret.PublicKey()
+	resp, err := unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.IssueKey, req)
+	if fault.Is(err, fault.Conflict) { // the answer to a first try may have been lost on the way
+		if have, getErr := c.getKey(ctx, secret.ID()); getErr == nil {
+			resp, err = &iapmeshv1.IssueKeyResponse{Key: have.Key}, nil
+		}
+	}
+	if err != nil {
+		return c.keyRefused(file, secret, err)
+	}
+	return c.handOver(secret, file, resp, func(t *table) {
+		t.line("issued %s", keyLine(resp.Key))
+		receiptLines(t, resp.Receipt)
+	})
+}
+
+// newKey makes a key pinned to the profile's mesh, and what takes it.
+func (c *cli) newKey(out string) (keyring.ProvisioningSecret, *secretFile, error) {
+	if out == "" && c.output != "table" {
+		return keyring.ProvisioningSecret{}, nil, usagef("-o %s needs --key-out FILE", c.output)
+	}
+	p, err := c.load()
+	if err != nil {
+		return keyring.ProvisioningSecret{}, nil, err
+	}
+	root, err := issuingRoot(p)
+	if err != nil {
+		return keyring.ProvisioningSecret{}, nil, err
+	}
+	secret, err := keyring.GenerateKey(keyring.Pin(root), rand.Reader)
+	if err != nil {
+		return keyring.ProvisioningSecret{}, nil, err
+	}
+	file, err := createSecretFile(out)
+	if err != nil {
+		return keyring.ProvisioningSecret{}, nil, err
+	}
+	if err := file.write(secret); err != nil { // before the mesh learns of it: afterwards there would be no second copy
+		file.discard()
+		return keyring.ProvisioningSecret{}, nil, err
+	}
+	return secret, file, nil
+}
+
+// keyRefused takes the key's file away again, unless the mesh may have taken the key after all.
+func (c *cli) keyRefused(file *secretFile, secret keyring.ProvisioningSecret, err error) error {
+	if file == nil || !fault.Is(err, fault.Unavailable) {
+		file.discard()
+		return err
+	}
+	return hint(err, "Whether the mesh took key %s is not known; its file is kept. Look with: iapmesh key show %s", secret.ID(), secret.ID())
+}
+
+// issuingRoot is the root that a new key pins: the one that issued the administrator's own certificate.
+func issuingRoot(p *profile.Profile) (*x509.Certificate, error) {
+	credential, err := p.Credential()
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(credential.Certificate[0])
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "profile of %s: certificate: %w", p.Name, err)
+	}
+	for rest := []byte(p.Roots); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return nil, fault.New(fault.Invalid, "profile of %s: no root in it issued its certificate", p.Name)
+		}
+		root, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "profile of %s: roots: %w", p.Name, err)
+		}
+		if leaf.CheckSignatureFrom(root) == nil {
+			return root, nil
+		}
+	}
+}
+
+func newKeyListCommand(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the keys, newest first", Example: "  iapmesh key list", Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			resp, err := unary(cmd.Context(), c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.ListKeys, &iapmeshv1.ListKeysRequest{})
+			if err != nil {
+				return err
+			}
+			now := time.Now()
+			return c.print(resp, func(t *table) {
+				t.head("ID", "NAME", "STATE", "GRANTS", "REGIONS", "USES", "EXPIRES", "CREATED", "BY")
+				for _, k := range resp.Keys {
+					t.row(k.Id, k.Name, keyStateCell(k), rolesText(k.Grants), strings.Join(k.Regions, ","), usesText(k), stampText(k.ExpiresAt, now), stampText(k.CreatedAt, now), k.CreatedBy)
+				}
+			})
+		},
+	}
+}
+
+func newKeyShowCommand(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use: "show KEY", Short: "Show one key, by id or name, and the nodes that joined under it", Example: "  iapmesh key show us-east-proxies",
+		Args: exactArgs("KEY"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			resp, err := c.getKey(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return c.print(resp, func(t *table) { keyTable(t, resp) })
+		},
+	}
+}
+
+func (c *cli) getKey(ctx context.Context, ref string) (*iapmeshv1.GetKeyResponse, error) {
+	return unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.GetKey, &iapmeshv1.GetKeyRequest{Key: ref})
+}
+
+// inspected is what a key says of itself.
+type inspected struct {
+	ID        string `json:"id"`
+	PublicKey string `json:"public_key"` // hex
+	Pin       string `json:"pin"`        // hex, of the mesh's root
+	Mesh      string `json:"mesh,omitempty"`
+	Matches   *bool  `json:"matches_profile,omitempty"` // unset: no profile to compare with
+}
+
+func newKeyInspectCommand(c *cli) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use: "inspect --file FILE", Short: "Check a key that you hold, offline",
+		Long: `Check that a key is whole, and say which key of which mesh it is, without asking anybody. Where there is a profile, it also says
+whether the key is of that mesh. What the key may do is the mesh's to say: iapmesh key show ID.`,
+		Example: "  iapmesh key inspect --file bootstrap.key",
+		Args:    exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := required(cmd, "file"); err != nil {
+				return err
+			}
+			key, err := c.readKey(file)
+			if err != nil {
+				return err
+			}
+			pin := key.Pin()
+			out := inspected{ID: key.ID(), PublicKey: hex.EncodeToString(key.PublicKey()), Pin: hex.EncodeToString(pin[:])}
+			if p, err := c.load(); err == nil {
+				matches := pinned(p, pin)
+				out.Mesh, out.Matches = p.Mesh, &matches
+			} else if c.profileRef != "" {
+				return err
+			}
+			return c.printValue(out, func(t *table) {
+				t.row("id", out.ID)
+				t.row("public key", out.PublicKey)
+				t.row("pin", out.Pin)
+				switch {
+				case out.Matches == nil:
+				case *out.Matches:
+					t.row("mesh", cell{text: out.Mesh + ": the pin is its root's", style: green})
+				default:
+					t.row("mesh", cell{text: "another than the profile's " + out.Mesh + ": no root of it has this pin", style: yellow})
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&file, "file", "", "`FILE` that holds the key, mode 0600; - for standard input (required)")
+	return cmd
+}
+
+// pinned reports whether one of the profile's roots has the pin.
+func pinned(p *profile.Profile, pin [32]byte) bool {
+	for rest := []byte(p.Roots); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return false
+		}
+		if root, err := x509.ParseCertificate(block.Bytes); err == nil && keyring.Pin(root) == pin {
+			return true
+		}
+	}
+}
+
+func keyLine(k *iapmeshv1.ProvisioningKey) string {
+	return fmt.Sprintf("key %s (%s): grants %s, %s uses, until %s", k.Id, k.Name, rolesText(k.Grants), usesText(k), k.ExpiresAt.AsTime().Format("2006-01-02 15:04 MST"))
+}
+
+func usesText(k *iapmeshv1.ProvisioningKey) string {
+	if k.MaxUses == 0 {
+		return fmt.Sprintf("%d of any number of", k.Uses)
+	}
+	return fmt.Sprintf("%d/%d", k.Uses, k.MaxUses)
+}
+
+func keyStateCell(k *iapmeshv1.ProvisioningKey) cell {
+	out := cell{text: enumText(k.State, "KEY_STATE_")}
+	switch k.State {
+	case iapmeshv1.KeyState_KEY_STATE_ACTIVE:
+		out.style = green
+	case iapmeshv1.KeyState_KEY_STATE_REVOKED:
+		out.style = red
+	case iapmeshv1.KeyState_KEY_STATE_RETIRING, iapmeshv1.KeyState_KEY_STATE_SUSPENDED:
+		out.style = yellow
+	default:
+		out.style = dim
+	}
+	return out
+}
+
+func keyTable(t *table, resp *iapmeshv1.GetKeyResponse) {
+	k := resp.Key
+	now := time.Now()
+	t.row("id", k.Id)
+	t.row("name", k.Name)
+	t.row("state", keyStateCell(k))
+	t.row("grants", rolesText(k.Grants))
+	for _, optional := range [][2]string{
+		{"regions", strings.Join(k.Regions, ", ")}, {"routes", k.RouteSelector}, {"from", strings.Join(k.SourceCidrs, ", ")},
+		{"predecessor", k.Predecessor}, {"successor", k.Successor}, {"reason", k.Reason},
+	} {
+		if optional[1] != "" {
+			t.row(optional[0], optional[1])
+		}
+	}
+	t.row("uses", usesText(k))
+	if k.MaxActive > 0 {
+		t.row("active at once", k.MaxActive)
+	}
+	t.row("created", stampText(k.CreatedAt, now)+" by "+k.CreatedBy)
+	t.row("expires", stampText(k.ExpiresAt, now))
+	if k.GraceUntil != nil {
+		t.row("grace", stampText(k.GraceUntil, now))
+	}
+	if k.RevokedAt != nil {
+		t.row("revoked", stampText(k.RevokedAt, now)+", cascade "+enumText(k.Cascade, "CASCADE_"))
+	}
+	if len(resp.Nodes) > 0 {
+		t.line("")
+		nodeRows(t, resp.Nodes)
+	}
+}
+
+func nodeRows(t *table, nodes []*iapmeshv1.Node) {
+	t.head("NODE", "NAME", "REGION", "ROLES", "STATE", "ENROLLED")
+	for _, n := range nodes {
+		t.row(n.Id, n.Name, n.Region, rolesText(n.Roles), enumText(n.State, "NODE_STATE_"), stampText(n.EnrolledAt, time.Now()))
+	}
+}
