@@ -35,11 +35,11 @@ func newMetrics(s *Spool) *metrics {
 	if s.cfg.Registerer == nil {
 		return m
 	}
-	func_ := func(name, help string, f func() float64) prometheus.Collector {
+	gaugeFunc := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "iapmesh", Subsystem: "audit_spool", Name: name, Help: help}, f)
 	}
 	s.cfg.Registerer.MustRegister(m.records, m.refused, m.gaps, m.fsync, m.commits, m.poisoned, m.lag,
-		func_("depth_records", "Durable records that no aggregator has acknowledged.", func() float64 { return float64(s.Depth()) }),
-		func_("bytes", "Size of the segments on disk.", func() float64 { return float64(s.Bytes()) }))
+		gaugeFunc("depth_records", "Durable records that no aggregator has acknowledged.", func() float64 { return float64(s.Depth()) }),
+		gaugeFunc("bytes", "Size of the segments on disk.", func() float64 { return float64(s.Bytes()) }))
 	return m
 }
