@@ -103,7 +103,7 @@ func (x *exchange) authorize() error {
 func (x *exchange) record(j *judgement, now time.Time) audit.Record {
 	r := audit.Record{
 		Kind: audit.KindDecision, Time: now, RequestID: x.id, TraceID: traceID(x.in.Header.Get("Traceparent")),
-		Route: x.route.route.Name, Method: x.in.Method, Host: x.host, Path: x.target.path, SourceIP: x.source.client.String(),
+		Route: x.route.route.Name, Method: x.in.Method, Host: x.host, Path: x.target.path, SourceIP: x.source.clientText(),
 		Destination: x.upstream.text, Decision: x.decision, Reason: j.Reason, Policies: j.Policies,
 		Manifest: x.plan.manifest, Revision: audit.Revision(x.view.Revision), ViewAgeMS: -1, Region: x.p.cfg.Region,
 	}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -88,41 +89,40 @@ func rewrite(pr *httputil.ProxyRequest) {
 		out.Body = &counted{ReadCloser: out.Body, n: &x.w.received}
 	}
 
-	prior := map[string]string{}
+	var host, proto string
 	if x.source.trusted {
-		for _, name := range []string{"X-Forwarded-Host", "X-Forwarded-Proto"} {
-			prior[name] = pr.In.Header.Get(name)
+		host, proto = pr.In.Header.Get("X-Forwarded-Host"), pr.In.Header.Get("X-Forwarded-Proto")
+	}
+	if proto == "" {
+		proto = "http"
+		if x.in.TLS != nil {
+			proto = "https"
 		}
 	}
 	stripIdentity(h, x.plan.own)
 	session.StripCookies(h)
 
-	h["X-Forwarded-For"] = []string{x.source.forwardedFor(pr.In)}
-	h["X-Forwarded-Host"] = []string{either(prior["X-Forwarded-Host"], x.in.Host)}
-	proto := "http"
-	if x.in.TLS != nil {
-		proto = "https"
+	values := make([]string, 0, 5+len(x.route.assertions)+len(x.route.claims)) // one allocation for all
+	set := func(name, value string) {
+		values = append(values, value)
+		h[name] = values[len(values)-1 : len(values) : len(values)]
 	}
-	h["X-Forwarded-Proto"] = []string{either(prior["X-Forwarded-Proto"], proto)}
-	x.mark(h)
+	set("X-Forwarded-For", x.source.forwardedFor(pr.In))
+	set("X-Forwarded-Host", cmp.Or(host, x.in.Host))
+	set("X-Forwarded-Proto", proto)
+	set(headerRequestID, x.id)
+	set(headerRegion, x.p.cfg.Region)
 	if x.session == nil {
 		return
 	}
 	for _, name := range x.route.assertions {
-		h[name] = []string{x.assertion}
+		set(name, x.assertion)
 	}
 	for _, c := range x.route.claims {
 		if value := claim(&x.session.Identity, c.claim); value != "" {
-			h[c.name] = []string{value}
+			set(c.name, value)
 		}
 	}
-}
-
-func either(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // setURL pins the path and the query to the bytes that came.

@@ -298,3 +298,40 @@ func FuzzPath(f *testing.F) {
 		}
 	})
 }
+
+// FuzzHeader: a name that some application server could fold into one of ours never arrives.
+func FuzzHeader(f *testing.F) {
+	for _, seed := range []string{"X-Forwarded-User", "X_Forwarded_User", "x.iapmesh.jwt.assertion", "REMOTE_USER", "X!Acme~Subject", "Cf|Access|Jwt|Assertion", "X-Custom", "Transfer_Encoding"} {
+		f.Add(seed)
+	}
+	w := newWorld(f, options{plain: true, app: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for name, values := range r.Header {
+			if slices.Contains(values, "evil") {
+				fmt.Fprintln(w, name)
+			}
+		}
+	})})
+	address := w.server.Listener.Addr().String()
+	f.Fuzz(func(t *testing.T, name string) {
+		if strings.ContainsAny(name, ": \r\n\t") || name == "" || slices.Contains([]string{"Host", "Content-Length", "Transfer-Encoding", "Connection"}, http.CanonicalHeaderKey(name)) {
+			t.Skip("another request than it seems")
+		}
+		_, body := send(t, address, "GET / HTTP/1.1\r\nHost: open.example.com\r\nConnection: close\r\n"+name+": evil\r\n\r\n")
+		for arrived := range strings.Lines(body) {
+			folded := strings.Map(func(r rune) rune {
+				switch {
+				case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+					return r
+				case r >= 'A' && r <= 'Z':
+					return r + 'a' - 'A'
+				}
+				return '-'
+			}, strings.TrimSpace(arrived))
+			for _, ours := range []string{"x-iapmesh-", "x-forwarded-", "remote-", "cf-access-", "x-acme-subject", "x-auth-request-", "x-goog-", "x-pomerium-"} {
+				if strings.HasPrefix(folded, ours) && (ours != "x-goog-" || strings.HasPrefix(folded, "x-goog-iap-")) && (ours != "x-acme-subject" || folded == ours) {
+					t.Fatalf("%q arrived as %q", name, arrived)
+				}
+			}
+		}
+	})
+}

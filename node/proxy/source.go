@@ -13,6 +13,7 @@ import (
 type source struct {
 	client  netip.Addr // the user's address, as far as it can be believed
 	peer    netip.Addr // the other end of the connection
+	text    string     // of the peer
 	trusted bool       // the peer is one of Settings.trusted_proxies
 }
 
@@ -23,7 +24,7 @@ func sourceOf(r *http.Request, trusted []netip.Prefix) source {
 		return source{} // no address: policy refuses
 	}
 	s := source{peer: at.Addr().Unmap().WithZone("")}
-	s.client = s.peer
+	s.client, s.text = s.peer, s.peer.String()
 	if !within(trusted, s.peer) {
 		return s
 	}
@@ -54,13 +55,20 @@ func within(prefixes []netip.Prefix, a netip.Addr) bool {
 	return false
 }
 
+// clientText is the client's address, written.
+func (s source) clientText() string {
+	if s.client == s.peer {
+		return s.text
+	}
+	return s.client.String()
+}
+
 // forwardedFor is the X-Forwarded-For that the application gets: the chain of a trusted proxy, or the peer alone.
 func (s source) forwardedFor(r *http.Request) string {
-	peer := s.peer.String()
 	if prior := r.Header["X-Forwarded-For"]; s.trusted && len(prior) > 0 {
-		return strings.Join(prior, ", ") + ", " + peer
+		return strings.Join(prior, ", ") + ", " + s.text
 	}
-	return peer
+	return s.text
 }
 
 // requestID takes a trusted proxy's id, if it is one, so that their log and ours meet.

@@ -90,6 +90,7 @@ type world struct {
 	refused *refusals
 	age     func() (time.Duration, bool)
 	app     *httptest.Server
+	cfg     proxy.Config
 	proxy   *proxy.Proxy
 	server  *httptest.Server
 }
@@ -142,12 +143,12 @@ func newWorld(t testing.TB, o options) *world {
 	}
 	w.run(w.live.Run)
 	var err error
-	w.proxy, err = proxy.New(proxy.Config{
+	w.cfg = proxy.Config{
 		Node: "eu", Region: "eu-west", Views: w.views, Age: func() (time.Duration, bool) { return w.age() },
 		Verifier: session.NewVerifier(session.Config{}), Live: w.live, RecordWait: o.wait,
 		Issuer: assertion.NewIssuer(assertion.Config{Node: "eu", Secrets: w}), Spool: o.spool, Refusals: w.refused, SignIn: w.signIn,
-	})
-	if err != nil {
+	}
+	if w.proxy, err = proxy.New(w.cfg); err != nil {
 		t.Fatal(err)
 	}
 	w.server = httptest.NewUnstartedServer(w.proxy)
