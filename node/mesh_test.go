@@ -1,62 +1,177 @@
 package node_test
 
 import (
-	"context"
-	"fmt"
-	"log/slog"
-	"net"
-	"os"
-	"path/filepath"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/iapmesh/iapmesh/node"
+	"github.com/iapmesh/iapmesh/node/nodetest"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+func TestOneSignInServesEveryRegion(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	ana := mesh.In("eu-west").SignIn("ana@example.com")
+	for _, region := range mesh.Regions() {
+		if echo := region.Serves(ana, http.StatusOK); !echo.Verified || echo.ServedBy != region.Name {
+			t.Errorf("%s: verified %v (%s), served by %q", region.Name, echo.Verified, echo.Reason, echo.ServedBy)
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	if resp := ana.Get(mesh.In("us-east"), nodetest.FinanceHost, "/"); resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("billing without a session on its host: %s, want 401", resp.Status)
+	}
 }
 
-func TestScratch(t *testing.T) {
-	dir := t.TempDir()
-	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	conf := func(i int) node.Config {
-		c := node.DefaultConfig()
-		c.Name, c.Region, c.Roles = fmt.Sprintf("n%d", i), fmt.Sprintf("r%d", i), []string{"control"}
-		c.DataDir = filepath.Join(dir, c.Name)
-		c.Listen = node.Listen{Mesh: freePort(t), Gossip: freePort(t), Ops: freePort(t)}
-		c.Control.PromoteAfter = node.Duration(2 * time.Second)
-		return c
+func TestARotationLogsNobodyOut(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	ana := mesh.In("us-east").SignIn("ana@example.com")
+	before := map[string]bool{}
+	for _, kid := range mesh.RotateSigningKeys() {
+		before[kid] = true
 	}
-	c1 := conf(1)
-	f, err := node.Init(t.Context(), node.InitConfig{Config: c1, TrustDomain: "mesh.test", Admin: "root", Logger: logger})
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyFile := filepath.Join(dir, "key")
-	raw := f.Bootstrap.String()
-	os.WriteFile(keyFile, []byte(raw), 0o600)
-	start := func(c node.Config) {
-		n, err := node.New(t.Context(), c, logger)
-		if err != nil {
-			t.Fatal(err)
+	mesh.Eventually("every key that signed verifies only, and another signs", func() bool {
+		signing := 0
+		for _, region := range mesh.Regions() {
+			region.Serves(ana, http.StatusOK) // during the rotation, at each step of it
 		}
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan error, 1)
-		go func() { done <- n.Run(ctx) }()
-		t.Cleanup(func() { cancel(); t.Log(c.Name, <-done) })
+		for _, k := range mesh.SigningKeys() {
+			if before[k.Key.Kid] && k.Key.State != iapmeshv1.SigningKeyState_SIGNING_KEY_STATE_VERIFY_ONLY {
+				return false
+			}
+			if k.Key.State == iapmeshv1.SigningKeyState_SIGNING_KEY_STATE_ACTIVE {
+				signing++
+			}
+		}
+		return signing == len(before)
+	})
+	for _, region := range mesh.Regions() {
+		if echo := region.Serves(ana, http.StatusOK); !echo.Verified {
+			t.Errorf("%s: the new assertion does not verify: %s", region.Name, echo.Reason)
+		}
 	}
-	start(c1)
-	for i := 2; i <= 3; i++ {
-		c := conf(i)
-		c.Join = node.Join{Addresses: []string{c1.Listen.Mesh}, Key: node.Credential{File: keyFile}}
-		start(c)
-	}
-	time.Sleep(8 * time.Second)
 }
+
+func TestARevocationReachesACutOffRegionWhenItHeals(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	ana := mesh.In("eu-west").SignIn("ana@example.com")
+	away := "us-east"
+	if mesh.Leader().Name == away {
+		away = "ap-south"
+	}
+	mesh.Cut(away)
+	mesh.Revoke(ana)
+	mesh.In(mesh.Leader().Name).EventuallyRefuses(ana)
+	mesh.In(away).Serves(ana, http.StatusOK) // cut off: it cannot know
+	mesh.Heal(away)
+	mesh.In(away).EventuallyRefuses(ana)
+}
+
+func TestARevocationEndsWhatIsOpen(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	ana := mesh.In("eu-west").SignIn("ana@example.com")
+	streams := map[string]<-chan struct{}{}
+	for _, region := range mesh.Regions() {
+		streams[region.Name] = region.Stream(ana)
+	}
+	mesh.Revoke(ana)
+	for name, ended := range streams {
+		select {
+		case <-ended:
+		case <-time.After(nodetest.Patience):
+			t.Errorf("%s: the stream goes on after the revocation", name)
+		}
+	}
+}
+
+func TestAStaleViewDeniesWhereTheRouteSaysSo(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	away := "us-east"
+	if mesh.Leader().Name == away {
+		away = "ap-south"
+	}
+	bob := mesh.In(away).SignInAt("bob@example.com", nodetest.FinanceHost)
+	mesh.Cut(away)
+	mesh.Eventually("billing, whose max_staleness is 3s, is refused", func() bool {
+		return bob.Get(mesh.In(away), nodetest.FinanceHost, "/").StatusCode == http.StatusServiceUnavailable
+	})
+	mesh.Heal(away)
+	mesh.Eventually("billing is served again", func() bool {
+		return bob.Get(mesh.In(away), nodetest.FinanceHost, "/").StatusCode == http.StatusOK
+	})
+}
+
+func TestAFollowerServesWithoutAnyControlNodeAlsoAfterARestart(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	edge := mesh.AddNode("edge", "proxy")
+	ana := mesh.In("eu-west").SignIn("ana@example.com")
+	mesh.Eventually("the follower serves", func() bool {
+		return ana.Get(edge, nodetest.EchoHost, "/whoami").StatusCode == http.StatusOK
+	})
+	mesh.In("eu-west").Stop()
+	edge.Serves(ana, http.StatusOK)
+	edge.Stop()
+	edge.Start()
+	mesh.Eventually("the follower serves after a restart, alone", func() bool {
+		return ana.Get(edge, nodetest.EchoHost, "/whoami").StatusCode == http.StatusOK
+	})
+}
+
+func TestAMeshThatWasOffForThreeDaysStartsAgain(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	for _, region := range mesh.Regions() {
+		region.Stop()
+	}
+	mesh.Advance(72 * time.Hour) // every node certificate is over since two days
+	for _, region := range mesh.Regions() {
+		region.Start()
+	}
+	mesh.Eventually("every node has a new certificate", func() bool {
+		for _, n := range mesh.Status().Nodes {
+			if !n.Live || n.Report.GetCertificateExpiresAt().AsTime().Before(time.Now().Add(72*time.Hour)) {
+				return false
+			}
+		}
+		return true
+	})
+	ana := mesh.In("ap-south").SignIn("ana@example.com")
+	mesh.In("eu-west").Serves(ana, http.StatusOK)
+}
+
+func TestEveryDecisionIsReadBack(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	ana := mesh.In("eu-west").SignIn("ana@example.com")
+	for _, region := range mesh.Regions() {
+		region.Serves(ana, http.StatusOK)
+	}
+	mesh.Eventually("four decisions for ana, from three nodes", func() bool {
+		nodes := map[string]bool{}
+		records := mesh.Records(&iapmeshv1.QueryRequest{User: ana.Subject, Kind: "decision", Route: "echo"})
+		for _, r := range records {
+			node, _, _ := cut(r.Id)
+			nodes[node] = true
+		}
+		return len(records) == 4 && len(nodes) == 3
+	})
+}
+
+func TestARevokedNodeIsCutOff(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	edge := mesh.AddNode("edge", "proxy")
+	mesh.AwaitVoters()
+	ana := edge.SignIn("ana@example.com")
+	mesh.In("eu-west").Serves(ana, http.StatusOK)
+	mesh.RevokeNode("edge-1")
+	mesh.In("eu-west").EventuallyRefuses(ana) // what the node minted counts no more
+}
+
+func cut(id string) (node, rest string, ok bool) { return strings.Cut(id, "/") }

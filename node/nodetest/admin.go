@@ -1,0 +1,188 @@
+package nodetest
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/node/resource"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// call makes one administrator's call of the leader.
+func (m *Mesh) call(what string, f profile.Func) {
+	m.t.Helper()
+	m.must(what, m.Try(f))
+}
+
+// Try makes one administrator's call of the leader and returns how it ended.
+func (m *Mesh) Try(f profile.Func) error {
+	client, err := m.Profile().Dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	client.Patience = Patience
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	return client.Call(ctx, f)
+}
+
+// configure gives the mesh its first configuration and waits until every node serves it.
+func (m *Mesh) configure() {
+	m.call("set the client secret", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		_, err := iapmeshv1.NewConfigServiceClient(conn).SetSecret(ctx, &iapmeshv1.SetSecretRequest{Name: "dev-client", Value: []byte(clientSeed)}, o...)
+		return err
+	})
+	m.Apply(m.world.yaml())
+}
+
+// Apply applies a mesh.yaml and waits until every live node serves it.
+func (m *Mesh) Apply(yaml string) {
+	m.t.Helper()
+	docs, err := resource.Parse("mesh.yaml", []byte(yaml))
+	m.must("parse mesh.yaml", err)
+	req := &iapmeshv1.ApplyRequest{}
+	for _, d := range docs {
+		req.Resources = append(req.Resources, &iapmeshv1.Resource{Kind: d.Ref().Kind, Name: d.Ref().Name, Spec: d.JSON, Source: d.Source})
+	}
+	var receipt *iapmeshv1.Receipt
+	m.call("apply", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewConfigServiceClient(conn).Apply(ctx, req, o...)
+		receipt = resp.GetReceipt()
+		return err
+	})
+	m.AwaitReceipt(receipt)
+}
+
+// AwaitReceipt waits until every live node has what the receipt is for.
+func (m *Mesh) AwaitReceipt(receipt *iapmeshv1.Receipt) {
+	m.t.Helper()
+	m.call("await the receipt", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		stream, err := iapmeshv1.NewClusterServiceClient(conn).WatchReceipt(ctx, &iapmeshv1.WatchReceiptRequest{Revision: receipt.GetRevision()}, o...)
+		if err != nil {
+			return err
+		}
+		for {
+			resp, err := stream.Recv()
+			if err != nil || resp.GetReceipt().GetComplete() {
+				return err
+			}
+		}
+	})
+}
+
+// Status is the mesh as its leader sees it.
+func (m *Mesh) Status() *iapmeshv1.Status {
+	m.t.Helper()
+	var status *iapmeshv1.Status
+	m.call("status", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewClusterServiceClient(conn).GetStatus(ctx, &iapmeshv1.GetStatusRequest{}, o...)
+		status = resp.GetStatus()
+		return err
+	})
+	return status
+}
+
+// AwaitVoters waits until every control node votes and reports.
+func (m *Mesh) AwaitVoters() {
+	m.t.Helper()
+	m.Eventually("all control nodes vote", func() bool {
+		for _, n := range m.Status().Nodes {
+			control := false
+			for _, r := range n.Node.Roles {
+				control = control || r == iapmeshv1.Role_ROLE_CONTROL
+			}
+			if n.Node.State == iapmeshv1.NodeState_NODE_STATE_ACTIVE && (!n.Live || (control && !n.Voter)) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// Leader returns the region whose node leads.
+func (m *Mesh) Leader() *Region {
+	m.t.Helper()
+	status := m.Status()
+	for _, n := range status.Nodes {
+		if n.Leader {
+			return m.In(n.Node.Region)
+		}
+	}
+	m.t.Fatal("the status names no leader")
+	return nil
+}
+
+// Revoke revokes a user, by any region's word, and waits until every live node refuses him.
+func (m *Mesh) Revoke(s *Session) {
+	m.AwaitReceipt(m.revoke(iapmeshv1.RevokeTarget_REVOKE_TARGET_USER, s.Subject))
+}
+
+// RevokeNode revokes a node, and waits until every live node refuses it.
+func (m *Mesh) RevokeNode(name string) {
+	m.AwaitReceipt(m.revoke(iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, name))
+}
+
+func (m *Mesh) revoke(target iapmeshv1.RevokeTarget, value string) *iapmeshv1.Receipt {
+	m.t.Helper()
+	var receipt *iapmeshv1.Receipt
+	m.call("revoke "+value, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewRevocationServiceClient(conn).Revoke(ctx, &iapmeshv1.RevokeRequest{Target: target, Value: value, Reason: "test"}, o...)
+		receipt = resp.GetReceipt()
+		return err
+	})
+	return receipt
+}
+
+// RotateSigningKeys asks for successors of all signing keys and returns the kids that they replace.
+func (m *Mesh) RotateSigningKeys() []string {
+	m.t.Helper()
+	var kids []string
+	m.call("rotate signing keys", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewKeyServiceClient(conn).RotateSigningKeys(ctx, &iapmeshv1.RotateSigningKeysRequest{}, o...)
+		kids = resp.GetRotating()
+		return err
+	})
+	return kids
+}
+
+// SigningKeys lists all signing keys.
+func (m *Mesh) SigningKeys() []*iapmeshv1.SigningKeyStatus {
+	m.t.Helper()
+	var keys []*iapmeshv1.SigningKeyStatus
+	m.call("list signing keys", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewKeyServiceClient(conn).ListSigningKeys(ctx, &iapmeshv1.ListSigningKeysRequest{}, o...)
+		keys = resp.GetKeys()
+		return err
+	})
+	return keys
+}
+
+// Records returns the audit records that the aggregator has stored and that the query selects.
+func (m *Mesh) Records(query *iapmeshv1.QueryRequest) []*iapmeshv1.QueryResponse {
+	m.t.Helper()
+	client, err := m.Profile().Dial()
+	m.must("dial", err)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var out []*iapmeshv1.QueryResponse
+	m.must("query the trail", client.CallNode(ctx, m.In(m.order[0]).config.Listen.Mesh, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		out = nil
+		stream, err := iapmeshv1.NewAuditServiceClient(conn).Query(ctx, query, o...)
+		if err != nil {
+			return err
+		}
+		for {
+			resp, err := stream.Recv()
+			if err != nil {
+				return ignoreEOF(err)
+			}
+			out = append(out, resp)
+		}
+	}))
+	return out
+}

@@ -1,0 +1,219 @@
+// Package nodetest runs a whole mesh in one process, for tests that read as their scenario: real nodes with real TLS, raft and
+// disks on loopback, a real OpenID provider and a real application, and a network between regions that the test cuts and heals.
+//
+//	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+//	ana := mesh.In("eu-west").SignIn("ana@example.com")
+//	mesh.Cut("us-east")
+//	mesh.In("eu-west").Revoke(ana)
+//	mesh.In("us-east").Serves(ana, http.StatusOK) // cut off: it cannot know
+//	mesh.Heal("us-east")
+//	mesh.In("us-east").EventuallyRefuses(ana)
+package nodetest
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/node"
+)
+
+// Patience bounds every wait: long enough for a loaded machine, never reached by a mesh that works.
+const Patience = 45 * time.Second
+
+// Mesh is a mesh under test. Its nodes end with the test.
+type Mesh struct {
+	t       testing.TB
+	dir     string
+	network *network
+	world   *world
+	offset  atomic.Int64 // of every node's clock from the real one
+	founded *node.Founded
+	keyFile string
+	regions map[string]*Region
+	order   []string
+}
+
+// Region is one node, and the user's way in there.
+type Region struct {
+	mesh   *Mesh
+	Name   string
+	config node.Config
+	stop   func()
+}
+
+// Start founds a mesh with a node of roles control and proxy in each region, the first an aggregator as well, and waits until
+// all serve one configuration and vote.
+func Start(t testing.TB, regions ...string) *Mesh {
+	t.Helper()
+	m := &Mesh{t: t, dir: t.TempDir(), network: newNetwork(), regions: map[string]*Region{}, order: regions}
+	m.world = newWorld(m)
+	for i, name := range regions {
+		m.regions[name] = &Region{mesh: m, Name: name, config: m.config(name, i)}
+		m.world.admit(m.regions[name])
+	}
+	m.world.startApplication()
+	first := m.regions[regions[0]]
+	founded, err := node.Init(t.Context(), node.InitConfig{Config: first.config, TrustDomain: "mesh.test", Admin: "root", Logger: m.logger()})
+	m.must("found", err)
+	m.founded = founded
+	m.keyFile = filepath.Join(m.dir, "bootstrap.key")
+	m.must("write the bootstrap key", os.WriteFile(m.keyFile, []byte(founded.Bootstrap.String()), 0o600))
+	for _, name := range regions[1:] {
+		m.regions[name].joinBy(first)
+	}
+	for _, name := range regions {
+		m.regions[name].Start()
+	}
+	m.configure()
+	m.AwaitVoters()
+	return m
+}
+
+// In returns a region.
+func (m *Mesh) In(region string) *Region {
+	r := m.regions[region]
+	if r == nil {
+		m.t.Fatalf("no region %q among %v", region, slices.Sorted(maps.Keys(m.regions)))
+	}
+	return r
+}
+
+// Regions lists all, in the order in which they were started.
+func (m *Mesh) Regions() []*Region {
+	var out []*Region
+	for _, name := range m.order {
+		out = append(out, m.regions[name])
+	}
+	return out
+}
+
+// AddNode joins a node of the given roles by the bootstrap key, and returns it as a region of its own name.
+func (m *Mesh) AddNode(name string, roles ...string) *Region {
+	r := &Region{mesh: m, Name: name, config: m.config(name, len(m.order))}
+	r.config.Roles = roles
+	r.joinBy(m.regions[m.order[0]])
+	m.regions[name] = r
+	m.order = append(m.order, name)
+	m.world.admit(r)
+	r.Start()
+	return r
+}
+
+// Cut separates a region's node from all others, in both directions; its users still reach it.
+func (m *Mesh) Cut(region string) { m.network.cut(m.In(region).config.Listen.Mesh) }
+
+// Heal undoes Cut.
+func (m *Mesh) Heal(region string) { m.network.heal(m.In(region).config.Listen.Mesh) }
+
+// Advance moves the clock of nodes that are started from now on.
+func (m *Mesh) Advance(d time.Duration) { m.offset.Add(int64(d)) }
+
+func (m *Mesh) now() time.Time { return time.Now().Add(time.Duration(m.offset.Load())) }
+
+func (m *Mesh) logger() *slog.Logger {
+	if os.Getenv("IAPMESH_TEST_LOG") == "" {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+func (m *Mesh) must(what string, err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+func (m *Mesh) config(name string, i int) node.Config {
+	c := node.DefaultConfig()
+	c.Name, c.Region, c.Roles, c.DataDir = name+"-1", name, []string{"control", "proxy"}, filepath.Join(m.dir, name)
+	if i == 0 {
+		c.Roles = append(c.Roles, "aggregator")
+	}
+	c.Listen = node.Listen{Mesh: freeAddr(m.t), Gossip: freeAddr(m.t), Proxy: freeAddr(m.t), Ops: freeAddr(m.t)}
+	c.TLS.Certificates = []node.CertificateFiles{m.world.certificate}
+	c.Control.PromoteAfter = node.Duration(500 * time.Millisecond)
+	c.Audit = node.Audit{SegmentBytes: 1 << 20, MaxBytes: 64 << 20}
+	return c
+}
+
+// freeAddr finds a port that was free a moment ago.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func (r *Region) joinBy(first *Region) {
+	r.config.Join = node.Join{Addresses: []string{first.config.Listen.Mesh}, Key: node.Credential{File: r.mesh.keyFile}}
+}
+
+// Start runs the node; it ends with the test, or by Stop.
+func (r *Region) Start() {
+	m := r.mesh
+	offset := time.Duration(m.offset.Load())
+	n, err := node.NewIn(context.WithoutCancel(m.t.Context()), r.config, node.Env{
+		Logger: m.logger(), NetDial: m.network.dialFrom(r.config.Listen.Mesh), Now: func() time.Time { return time.Now().Add(offset) },
+	})
+	m.must("open node "+r.Name, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(ctx) }()
+	stopped := false
+	r.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+			m.t.Errorf("node %s ended: %v", r.Name, err)
+		}
+	}
+	m.t.Cleanup(r.stop)
+}
+
+// Stop ends the node, in order.
+func (r *Region) Stop() { r.stop() }
+
+// Profile is the administrator's way into the mesh.
+func (m *Mesh) Profile() *profile.Profile {
+	p := m.founded.Profile
+	p.ControlNodes = nil
+	for _, r := range m.Regions() {
+		if slices.Contains(r.config.Roles, "control") {
+			p.ControlNodes = append(p.ControlNodes, r.config.Listen.Mesh)
+		}
+	}
+	return &p
+}
+
+// Eventually waits until ok holds.
+func (m *Mesh) Eventually(what string, ok func() bool) {
+	m.t.Helper()
+	deadline := time.NewTimer(Patience)
+	defer deadline.Stop()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for !ok() {
+		select {
+		case <-ticker.C:
+		case <-deadline.C:
+			m.t.Fatalf("%s: not within %s", what, Patience)
+		}
+	}
+}
