@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
@@ -44,6 +45,9 @@ type exchange struct {
 	synced   bool // and is on disk
 	receipt  string
 	cut      error // why it was ended
+
+	mu   sync.Mutex
+	over bool // the answer is no longer ours; guarded by mu
 }
 
 // What metrics say of a decision.

@@ -35,7 +35,13 @@ func (x *exchange) forward() {
 	defer release()
 	x.ctx = live
 	stop := context.AfterFunc(live, x.end)
-	defer stop()
+	defer func() {
+		if !stop() {
+			x.mu.Lock() // end may be at it: an answer must not be touched once its handler has returned
+			x.over = true
+			x.mu.Unlock()
+		}
+	}()
 	if x.stream {
 		x.p.metrics.streams.Inc()
 		defer x.p.metrics.streams.Dec()
@@ -50,8 +56,10 @@ func (x *exchange) forward() {
 
 // end unblocks what waits for a client that is stuck: nothing else would end a read of its body or a write to it.
 func (x *exchange) end() {
-	if x.lost() == nil {
-		return // the client has gone
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.over || x.lost() == nil { // lost: or the client has gone
+		return
 	}
 	c := http.NewResponseController(x.w.ResponseWriter)
 	_ = c.SetReadDeadline(time.Now())
