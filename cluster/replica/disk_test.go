@@ -43,6 +43,12 @@ func offline(t *testing.T, cfg replica.Config) (state string, revision store.Rev
 		t.Fatal(err)
 	}
 	defer r.Close()
+	if r.Revision().IsZero() {
+		if _, err := r.Get(t.Context(), "k"); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("get without a state: %v", err)
+		}
+		return "", store.Revision{}
+	}
 	return dump(t, r), r.Revision()
 }
 

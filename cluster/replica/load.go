@@ -20,6 +20,7 @@ type loader struct {
 
 	at       int64  // where the next record begins; at first found by the reader's position
 	record   uint64 // its number
+	whole    bool   // the snapshot's last part was there
 	snapshot int64  // where the snapshot ends; 0 before that
 }
 
@@ -39,7 +40,7 @@ func (l *loader) all(apply func(update) error) error {
 			return err
 		}
 		l.at, l.record = next, l.record+1
-		if l.snapshot == 0 && l.assemble.pending == nil {
+		if l.snapshot == 0 && l.whole {
 			l.snapshot = l.at
 		}
 	}
@@ -95,6 +96,7 @@ func (l *loader) decode(payload []byte, apply func(update) error) error {
 			return err
 		}
 		if whole {
+			l.whole = true
 			if err := apply(u); err != nil {
 				return err
 			}

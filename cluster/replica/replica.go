@@ -102,8 +102,8 @@ type leader struct{ id, address string }
 
 var _ store.Reader = (*Replica)(nil)
 
-// Open opens the data directory and rebuilds the state that it holds; at first there is none: the revision is zero, and watches
-// wait. A directory of another mesh, node or seal is an error. If Run is never called, call Close.
+// Open opens the data directory and rebuilds the state that it holds; at first there is none: the revision is zero, reads
+// are Unavailable and watches wait. A directory of another mesh, node or seal is an error. If Run is never called, call Close.
 func Open(cfg Config) (*Replica, error) {
 	if err := cfg.applyDefaults(); err != nil {
 		return nil, err

@@ -10,12 +10,25 @@ import (
 
 func errClosed() error { return fault.New(fault.Unavailable, "the store is closed") }
 
+// known is the present state, or Unavailable while nothing is known: an absent key would be a claim.
+func (m *Map) known(ctx context.Context) (*State, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	now := m.Current()
+	if now.revision.IsZero() {
+		return nil, fault.New(fault.Unavailable, "no state is known yet")
+	}
+	return now, nil
+}
+
 // Get implements store.Reader.
 func (m *Map) Get(ctx context.Context, key string) (store.Entry, error) {
-	if err := ctx.Err(); err != nil {
+	now, err := m.known(ctx)
+	if err != nil {
 		return store.Entry{}, err
 	}
-	e, ok := m.Current().Get(key)
+	e, ok := now.Get(key)
 	if !ok {
 		return store.Entry{}, fault.New(fault.NotFound, "key %.80q is absent", key)
 	}
@@ -24,10 +37,10 @@ func (m *Map) Get(ctx context.Context, key string) (store.Entry, error) {
 
 // List implements store.Reader.
 func (m *Map) List(ctx context.Context, prefix string) ([]store.Entry, store.Revision, error) {
-	if err := ctx.Err(); err != nil {
+	now, err := m.known(ctx)
+	if err != nil {
 		return nil, store.Revision{}, err
 	}
-	now := m.Current()
 	return now.List(prefix), now.revision, nil
 }
 

@@ -127,7 +127,8 @@ type Map struct {
 
 var _ store.Reader = (*Map)(nil)
 
-// New makes an empty Map at a revision. At zero it knows nothing yet: watches wait for the first state.
+// New makes an empty Map at a revision. At zero it knows nothing yet: reads are Unavailable, and
+// watches wait for the first state.
 func New(at store.Revision, historyLimit int) *Map {
 	m := &Map{closed: make(chan struct{}), history: history{limit: historyLimit}}
 	m.Publish(NewTxn().Commit(at), nil)
