@@ -131,6 +131,7 @@ func (m *Mesh) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, os.Remove(m.path(descriptFile))) }() // nobody is there any more
 	m.summary(described, time.Since(started), profileNote)
 	return m.watch(ctx)
 }

@@ -77,7 +77,7 @@ func (m *Mesh) openDir() error {
 		return fault.New(fault.Invalid, "data directory: %w", err)
 	}
 	m.dir = dir
-	// That of the last run names processes that are gone.
+	// One that was killed left it behind.
 	if err := os.Remove(m.path(descriptFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fault.New(fault.Invalid, "data directory: %w", err)
 	}

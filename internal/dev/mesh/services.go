@@ -17,6 +17,7 @@ import (
 )
 
 const (
+	providerName = "dev" // in mesh.yaml
 	clientID     = "iapmesh"
 	secretName   = "dev-client"
 	callbackPath = "/.iapmesh/callback"

@@ -27,6 +27,7 @@ func (m *Mesh) summary(d *Description, took time.Duration, profileNote string) {
 	}
 	fmt.Fprintf(&b, "\n  %s\n", dim("dev.json: "+m.path(descriptFile)+"   mesh.yaml: "+d.MeshYAML))
 	fmt.Fprintf(&b, "\n%s\n", bold("Try"))
+	ana := d.IdP.Users[0]
 	if profileNote != "" {
 		fmt.Fprintf(&b, "  %s\n", profileNote)
 	}
@@ -35,7 +36,8 @@ func (m *Mesh) summary(d *Description, took time.Duration, profileNote string) {
 		{"sign in as ana in eu-west, then open us-east: no second sign-in", ""},
 		{"who is there", m.command("status")},
 		{"rotate the keys that sign, everywhere", m.command("signing-key", "rotate")},
-		{"refuse a user everywhere, open streams included", m.command("revoke", "user", "ana@example.com", "--wait")},
+		{"refuse " + ana.Username + " everywhere, open streams included", m.command("revoke", "user", providerName+"/"+ana.Subject, "--block", "--wait")},
+		{"let " + ana.Username + " in again", m.command("revocations", "lift", "user", providerName+"/"+ana.Subject)},
 		{"read every decision back, and prove that none was changed", m.command("audit", "query") + "; " + m.command("audit", "verify")},
 		{"kill a region and look again", fmt.Sprintf("kill -9 %d", d.Regions[0].PID)},
 		{"add a fourth node", m.fourth()},
