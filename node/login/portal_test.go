@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/identity"
 	"github.com/iapmesh/iapmesh/keyring"
@@ -136,5 +138,36 @@ func TestALoginNeedsSomethingToStandOn(t *testing.T) {
 	t.Parallel()
 	if _, err := login.New(login.Config{}); !fault.Is(err, fault.Internal) {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestMetricsTellHowSignInsEnded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	u := w.user()
+	w.greeted(u.signIn(w.url("eu", "billing", "/"), ana))
+	w.greeted(u.get(w.url("eu", "wiki", "/")))
+	w.idps["dev"].down.Store(true)
+	w.apply(strings.Replace(w.yaml(), "scopes: [openid, email, profile, groups]", "scopes: [openid]", 1)) // discovered anew
+	w.user().get(w.url("eu", "billing", "/"))
+	families, err := w.regions["eu"].registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += " " + l.GetValue()
+			}
+			got[name] = m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	if diff := cmp.Diff(map[string]float64{
+		"iapmesh_sign_ins_total dev ok": 1, "iapmesh_sign_ins_total dev reused": 1, "iapmesh_sign_ins_total dev provider_unavailable": 1,
+		"iapmesh_handoffs_total ok": 2, "iapmesh_sign_in_seconds dev": 1,
+	}, got); diff != "" {
+		t.Errorf("metrics (-want +got):\n%s", diff)
 	}
 }

@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/dev"
 	"github.com/iapmesh/iapmesh/internal/dev/ca"
@@ -58,11 +60,12 @@ type world struct {
 }
 
 type region struct {
-	name    string
-	server  *httptest.Server
-	handler http.Handler
-	minter  *session.Minter
-	login   *login.Login
+	name     string
+	server   *httptest.Server
+	handler  http.Handler
+	minter   *session.Minter
+	login    *login.Login
+	registry *prometheus.Registry
 }
 
 type provider struct {
@@ -143,7 +146,7 @@ func newWorld(t testing.TB) *world {
 			t.Fatal(err)
 		}
 		keys[name], members[name] = key, key.PublicKey()
-		r := &region{name: name}
+		r := &region{name: name, registry: prometheus.NewRegistry()}
 		r.server = w.serve(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) { r.handler.ServeHTTP(rw, req) }))
 		w.regions[name] = r
 	}
@@ -317,6 +320,7 @@ func (w *world) join(r *region, secrets seal.Member, selector string) {
 	r.minter = session.NewMinter(keys, w.now)
 	r.login, err = login.New(login.Config{
 		Node: r.name, Region: r.name, Views: w.views, Minter: r.minter, Verifier: verifier, Secrets: secrets, Trail: w.trail, Sessions: w.ended, Now: w.now,
+		Registerer: r.registry,
 	})
 	if err != nil {
 		w.t.Fatal(err)
