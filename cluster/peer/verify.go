@@ -117,7 +117,8 @@ func (p Policy) valid() bool {
 type Bundle struct {
 	Roots       *x509.CertPool
 	TrustDomain string
-	AnyNode     bool // a node that is no control node will do, too
+	AnyNode     bool             // a node that is no control node will do, too
+	Clock       func() time.Time // for ClientTLS; nil: time.Now
 }
 
 func (b Bundle) verify(cred *credential, node string, now time.Time) error {
@@ -148,11 +149,15 @@ const maxChain = 6
 // ClientTLS is the configuration by which a plain TLS client, such as a gRPC library, verifies a server by the bundle and presents
 // cert; nil presents none. The caller adds what it negotiates.
 func (b Bundle) ClientTLS(cert *tls.Certificate) *tls.Config {
+	clock := b.Clock
+	if clock == nil {
+		clock = time.Now
+	}
 	c := &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, //nolint:gosec // a host's name says nothing about a node; VerifyConnection decides
 		VerifyConnection: check(func(cred *credential) (Info, error) {
-			return Info{}, b.verify(cred, "", time.Now())
+			return Info{}, b.verify(cred, "", clock())
 		}).verifyConnection,
 	}
 	if cert != nil {

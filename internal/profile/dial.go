@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,7 +59,11 @@ func (p *Profile) Dial() (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if leaf := cert.Leaf; leaf != nil && time.Now().After(leaf.NotAfter) {
+	clock := p.Clock
+	if clock == nil {
+		clock = time.Now
+	}
+	if leaf := cert.Leaf; leaf != nil && clock().After(leaf.NotAfter) {
 		return nil, fault.New(fault.Unauthenticated, "the certificate of administrator %s expired at %s", p.Name, leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	roots, err := p.RootPool()
@@ -68,7 +73,7 @@ func (p *Profile) Dial() (*Client, error) {
 	if len(p.ControlNodes) == 0 {
 		return nil, fault.New(fault.Invalid, "profile of %s: control_nodes: names none", p.Name)
 	}
-	config := peer.Bundle{Roots: roots, TrustDomain: p.TrustDomain, AnyNode: true}.ClientTLS(cert)
+	config := peer.Bundle{Roots: roots, TrustDomain: p.TrustDomain, AnyNode: true, Clock: clock}.ClientTLS(cert)
 	config.NextProtos = []string{peer.ProtoAdmin}
 	return &Client{profile: p, creds: credentials.NewTLS(distrust(config)), conns: map[string]*grpc.ClientConn{}}, nil
 }
@@ -188,7 +193,25 @@ func (c *Client) try(ctx context.Context, address string, f Func) (leader string
 	if s, ok := status.FromError(err); ok && ctx.Err() != nil && (s.Code() == codes.DeadlineExceeded || s.Code() == codes.Canceled) {
 		return leader, fault.New(fault.Unavailable, "%s: no answer in time", address)
 	}
-	return leader, fault.FromStatus(err)
+	err = fault.FromStatus(err)
+	return leader, fault.New(fault.KindOf(err), "%w", plainError{err})
+}
+
+// plainError is an error of gRPC's transport without what gRPC puts around it.
+type plainError struct{ err error }
+
+func (e plainError) Unwrap() error { return e.err }
+
+func (e plainError) Error() string {
+	text := e.err.Error()
+	quoted, ok := strings.CutPrefix(text, "connection error: desc = ")
+	if inner, err := strconv.Unquote(quoted); ok && err == nil {
+		text = inner
+	}
+	for _, around := range []string{"transport: Error while dialing: ", "transport: authentication handshake failed: ", "tls: "} {
+		text = strings.TrimPrefix(text, around)
+	}
+	return text
 }
 
 func (c *Client) lead(address string) {

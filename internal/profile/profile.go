@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 )
@@ -26,6 +27,8 @@ type Profile struct {
 	Roots        string   `json:"roots"`         // PEM
 	Certificate  string   `json:"certificate"`   // PEM
 	Key          string   `json:"key"`           // PEM, PKCS #8
+
+	Clock func() time.Time `json:"-"` // by which certificates are valid; nil: time.Now
 }
 
 const maxProfile = 1 << 20

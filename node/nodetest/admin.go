@@ -77,20 +77,30 @@ func (m *Mesh) AwaitReceipt(receipt *iapmeshv1.Receipt) {
 // Status is the mesh as its leader sees it.
 func (m *Mesh) Status() *iapmeshv1.Status {
 	m.t.Helper()
-	var status *iapmeshv1.Status
-	m.call("status", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+	status, err := m.TryStatus()
+	m.must("status", err)
+	return status
+}
+
+// TryStatus is Status where the mesh may not answer yet.
+func (m *Mesh) TryStatus() (status *iapmeshv1.Status, err error) {
+	err = m.Try(func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
 		resp, err := iapmeshv1.NewClusterServiceClient(conn).GetStatus(ctx, &iapmeshv1.GetStatusRequest{}, o...)
 		status = resp.GetStatus()
 		return err
 	})
-	return status
+	return status, err
 }
 
 // AwaitVoters waits until every control node votes and reports.
 func (m *Mesh) AwaitVoters() {
 	m.t.Helper()
 	m.Eventually("all control nodes vote", func() bool {
-		for _, n := range m.Status().Nodes {
+		nodes := m.Status().Nodes
+		if len(nodes) < len(m.order) {
+			return false
+		}
+		for _, n := range nodes {
 			control := false
 			for _, r := range n.Node.Roles {
 				control = control || r == iapmeshv1.Role_ROLE_CONTROL

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,6 +75,9 @@ func Start(t testing.TB, regions ...string) *Mesh {
 	for _, name := range regions {
 		m.regions[name].Start()
 	}
+	for _, name := range regions {
+		m.regions[name].AwaitReady()
+	}
 	m.configure()
 	m.AwaitVoters()
 	return m
@@ -106,7 +110,21 @@ func (m *Mesh) AddNode(name string, roles ...string) *Region {
 	m.order = append(m.order, name)
 	m.world.admit(r)
 	r.Start()
+	r.AwaitReady()
 	return r
+}
+
+// AwaitReady waits until the node says that it is ready to serve.
+func (r *Region) AwaitReady() {
+	r.mesh.t.Helper()
+	r.mesh.Eventually(r.Name+" is ready", func() bool {
+		resp, err := http.Get("http://" + r.config.Listen.Ops + "/readyz") //nolint:noctx // bounded by Eventually
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
 }
 
 // Cut separates a region's node from all others, in both directions; its users still reach it.
@@ -193,7 +211,7 @@ func (r *Region) Stop() { r.stop() }
 // Profile is the administrator's way into the mesh.
 func (m *Mesh) Profile() *profile.Profile {
 	p := m.founded.Profile
-	p.ControlNodes = nil
+	p.ControlNodes, p.Clock = nil, m.now
 	for _, r := range m.Regions() {
 		if slices.Contains(r.config.Roles, "control") {
 			p.ControlNodes = append(p.ControlNodes, r.config.Listen.Mesh)
