@@ -108,7 +108,7 @@ func (s *Store) Sync(ctx context.Context) (store.Revision, error) {
 	if err := s.QuorumRound(ctx); err != nil {
 		return store.Revision{}, err
 	}
-	return s.fsm.current.Load().revision, nil
+	return s.fsm.state.Revision(), nil
 }
 
 // QuorumRound returns once a quorum has confirmed, in a round that began after the call, that this member leads and that its

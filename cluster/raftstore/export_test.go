@@ -3,9 +3,9 @@ package raftstore
 import (
 	"io"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	"github.com/hashicorp/raft"
 
+	"github.com/iapmesh/iapmesh/cluster/statemap"
 	"github.com/iapmesh/iapmesh/cluster/store"
 )
 
@@ -38,9 +38,7 @@ func EncodeSnapshot(w io.Writer, s *fsmSnapshot) error { return s.encode(w) }
 
 // SnapshotOf makes a snapshot of entries.
 func SnapshotOf(applied uint64, at store.Revision, entries ...store.Entry) *fsmSnapshot {
-	txn := iradix.New[store.Entry]().Txn()
-	for _, e := range entries {
-		txn.Insert([]byte(e.Key), e)
-	}
-	return &fsmSnapshot{state: &state{revision: at, entries: txn.Commit()}, applied: applied}
+	txn := statemap.NewTxn()
+	txn.Apply(entries)
+	return &fsmSnapshot{state: txn.Commit(at), applied: applied}
 }

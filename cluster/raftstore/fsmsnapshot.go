@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"io"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	"github.com/hashicorp/raft"
 
+	"github.com/iapmesh/iapmesh/cluster/statemap"
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
 )
@@ -22,7 +22,7 @@ import (
 const snapshotVersion = 1
 
 type fsmSnapshot struct {
-	state   *state
+	state   *statemap.State
 	applied uint64
 }
 
@@ -41,14 +41,13 @@ func (s *fsmSnapshot) encode(w io.Writer) error {
 	out := bufio.NewWriterSize(w, 64<<10)
 	b := []byte{snapshotVersion}
 	b = binary.AppendUvarint(b, s.applied)
-	b = binary.AppendUvarint(b, s.state.revision.Epoch)
-	b = binary.AppendUvarint(b, s.state.revision.Index)
-	b = binary.AppendUvarint(b, uint64(s.state.entries.Len()))
+	b = binary.AppendUvarint(b, s.state.Revision().Epoch)
+	b = binary.AppendUvarint(b, s.state.Revision().Index)
+	b = binary.AppendUvarint(b, uint64(s.state.Len()))
 	if _, err := out.Write(b); err != nil {
 		return err
 	}
-	it := s.state.entries.Root().Iterator()
-	for _, e, ok := it.Next(); ok; _, e, ok = it.Next() {
+	for e := range s.state.All() {
 		b = appendBytes(b[:0], e.Key)
 		b = appendBytes(b, e.Value)
 		b = binary.AppendUvarint(b, e.Revision.Epoch)
@@ -61,7 +60,7 @@ func (s *fsmSnapshot) encode(w io.Writer) error {
 }
 
 // decodeSnapshot reads a snapshot to its end. It trusts no length that it reads.
-func decodeSnapshot(r io.Reader) (*state, uint64, error) {
+func decodeSnapshot(r io.Reader) (*statemap.State, uint64, error) {
 	in := snapshotReader{r: bufio.NewReaderSize(r, 64<<10)}
 	version, err := in.r.ReadByte()
 	if err != nil {
@@ -71,8 +70,8 @@ func decodeSnapshot(r io.Reader) (*state, uint64, error) {
 		return nil, 0, fault.New(fault.Invalid, "snapshot version %d: this member understands %d", version, snapshotVersion)
 	}
 	applied := in.uvarint()
-	s := &state{revision: store.Revision{Epoch: in.uvarint(), Index: in.uvarint()}}
-	txn := iradix.New[store.Entry]().Txn()
+	at := store.Revision{Epoch: in.uvarint(), Index: in.uvarint()}
+	txn := statemap.NewTxn()
 	last := ""
 	for range in.uvarint() {
 		e := store.Entry{Key: string(in.bytes(store.MaxKey)), Value: in.bytes(store.MaxBytes)}
@@ -84,19 +83,18 @@ func decodeSnapshot(r io.Reader) (*state, uint64, error) {
 			return nil, 0, fault.New(fault.Invalid, "snapshot: key %.80q follows %.80q", e.Key, last)
 		}
 		last = e.Key
-		txn.Insert([]byte(e.Key), e)
+		txn.Put(e)
 	}
 	if in.err != nil {
 		return nil, 0, fmt.Errorf("read snapshot: %w", in.err)
 	}
-	if s.revision.Epoch == 0 || s.revision.Index > applied {
-		return nil, 0, fault.New(fault.Invalid, "snapshot: revision %v at applied index %d", s.revision, applied)
+	if at.Epoch == 0 || at.Index > applied {
+		return nil, 0, fault.New(fault.Invalid, "snapshot: revision %v at applied index %d", at, applied)
 	}
 	if _, err := in.r.ReadByte(); !errors.Is(err, io.EOF) {
 		return nil, 0, fault.New(fault.Invalid, "snapshot: bytes follow its last entry (%v)", err)
 	}
-	s.entries = txn.Commit()
-	return s, applied, nil
+	return txn.Commit(at), applied, nil
 }
 
 // snapshotReader keeps its first error, after which it returns zeros.

@@ -127,7 +127,7 @@ type State struct {
 func (s *Store) State() State {
 	st := State{
 		ID: s.cfg.NodeID, Addr: s.cfg.Transport.Addr().String(), Role: "shutdown",
-		AppliedIndex: s.fsm.applied.Load(), Revision: s.fsm.current.Load().revision, LastContact: -1,
+		AppliedIndex: s.fsm.applied.Load(), Revision: s.fsm.state.Revision(), LastContact: -1,
 	}
 	r, err := s.running()
 	if err != nil {

@@ -201,6 +201,7 @@ func (s *Store) Close() error {
 	var err error
 	s.once.Do(func() {
 		close(s.closed)
+		s.fsm.state.Close()
 		if s.wal != nil {
 			err = errors.Join(err, s.wal.Close())
 		}
