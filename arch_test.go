@@ -76,7 +76,7 @@ var mayImport = map[string][]string{
 var anyFrom = []string{"internal/revision"}
 
 // testsFrom may be imported by every test, beside what its package imports and all that lies below that.
-var testsFrom = []string{fault, proto, "internal/identity", "internal/dev/...", "cluster/storetest", "node/nodetest"}
+var testsFrom = []string{fault, proto, "internal/identity", "internal/dev/...", "cluster/storetest", "cluster/raftstore", "node/nodetest"}
 
 // unchecked holds module requirements while the packages that need them are written; it goes away with them.
 var unchecked = []string{"internal/depskeep"}

@@ -126,11 +126,10 @@ func refusal(t store.Txn, e *epochs, resp *clientv3.TxnResponse) error {
 	if len(resp.Responses) != len(t.Guards)+2 {
 		return fault.New(fault.Internal, "commit: etcd answered %d reads of %d", len(resp.Responses), len(t.Guards)+2)
 	}
-	mod, create := revisions(resp, 0)
-	if uint64(mod) != e.current.Index {
+	if mod, _ := revisions(resp, 0); uint64(mod) != e.current.Index {
 		return fault.New(fault.Conflict, "commit: %w after %d", errOtherEpoch, e.current.Epoch)
 	}
-	if _, create = revisions(resp, 1); t.Term != 0 && uint64(create) != uint64(t.Term) {
+	if _, create := revisions(resp, 1); t.Term != 0 && uint64(create) != uint64(t.Term) {
 		return fault.New(fault.Conflict, "commit under term %d: the present term is %d", t.Term, create)
 	}
 	for i, g := range t.Guards {
