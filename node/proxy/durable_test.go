@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"os"
 	"strings"
 	"sync"
@@ -97,14 +99,20 @@ func TestWhatWaitsForTheRecord(t *testing.T) {
 			<-called
 			release := d.stall()
 			defer release()
-			answered := make(chan response, 1)
-			go func() { answered <- w.get("billing.example.com", tc.path, cookie) }()
+			answered, hinted := make(chan response, 1), make(chan struct{}, 1)
+			r := w.request(http.MethodGet, "billing.example.com", tc.path, cookie)
+			r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
+				Got1xxResponse: func(int, textproto.MIMEHeader) error { hinted <- struct{}{}; return nil },
+			}))
+			go func() { answered <- w.do(r) }()
 			if tc.reaches {
 				<-called
 			}
 			select {
 			case <-answered:
 				t.Error("answered before the record was on disk")
+			case <-hinted:
+				t.Error("early hints were sent before the record was on disk")
 			case <-called:
 				t.Error("the application was called before the record was on disk")
 			case <-time.After(100 * time.Millisecond):
@@ -112,6 +120,9 @@ func TestWhatWaitsForTheRecord(t *testing.T) {
 			release()
 			if res := <-answered; res.StatusCode != http.StatusOK || res.body != "secret" {
 				t.Errorf("%d %s", res.StatusCode, res.body)
+			}
+			if tc.path == "/hints" && len(hinted) != 1 {
+				t.Error("early hints never came")
 			}
 		})
 	}

@@ -181,6 +181,15 @@ hosts: [open.example.com]
 path: /private
 upstreams: [{url: http://APP}]
 allow: [{groups: [okta/finance]}]
+allow_paths: [encoded_slash, double_slash, semicolon]
+---
+kind: Route
+name: public
+hosts: [open.example.com]
+path: /p
+upstreams: [{url: http://APP}]
+allow: [{anyone: true, paths: [/p/public/]}]
+allow_paths: [encoded_slash, semicolon]
 `})
 	cookie := w.ana()
 	const ok, bad, other = http.StatusOK, http.StatusBadRequest, http.StatusUnauthorized
@@ -199,7 +208,9 @@ allow: [{groups: [okta/finance]}]
 		{"/a%c0%aeb", bad, bad}, {"/a%e0%80%aeb", bad, bad}, {"/caf%E9", bad, bad}, {"/a#b", bad, bad}, {"/a?b#c", bad, bad},
 		{"/a%2fb", bad, ok}, {"/a%2Fb", bad, ok}, {"/a//b", bad, ok}, {"//a", bad, ok}, {"/a;v=1/b", bad, ok}, {"/a%3bv=1", bad, ok}, {"//a;b%2fc", bad, ok}, {"/a%2f/b", bad, ok},
 		// A permitted form opens no other route: both readings must lead to the same one.
-		{"/private/x", ok, other}, {"/private;v=1/x", bad, bad}, {"/private%2fx", bad, bad}, {"//private/x", bad, bad},
+		{"/private/x", ok, other}, {"/private;v=1/x", bad, bad}, {"/private%2fx", bad, bad}, {"//private/x", bad, other},
+		// Nor does it widen what a policy allows: both readings must be allowed.
+		{"/p/public/x", ok, ok}, {"/p/public%2fx", bad, other}, {"/p/public;v=1/x", bad, other}, {"/p/public/x;v=1", bad, ok}, {"/p/public/..%2fx", bad, bad},
 	} {
 		for host, want := range map[string]int{"billing.example.com": tc.strict, "open.example.com": tc.opened} {
 			t.Run(host+tc.target, func(t *testing.T) {
