@@ -120,12 +120,11 @@ func (s *Settings) setSource(string, int)         {}
 func (p *Policy) setSource(file string, _ int)    { p.file = file }
 
 func (p *IdentityProvider) validate() error {
-	errs := []error{validName(p.Kind, p.Name)}
+	errs := []error{validHead(p.Ref(), p.Kind)}
 	if strings.Contains(p.Name, ".") {
 		errs = append(errs, fault.New(fault.Invalid, "name %q: a provider's name holds no dot", p.Name))
 	}
-	u, err := url.Parse(p.OIDC.Issuer)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+	if !validIssuer(p.OIDC.Issuer) {
 		errs = append(errs, fault.New(fault.Invalid, "oidc.issuer %.200q: want an https URL without query, fragment or user", p.OIDC.Issuer))
 	}
 	if p.OIDC.ClientID == "" {
@@ -140,8 +139,13 @@ func (p *IdentityProvider) validate() error {
 	return errors.Join(errs...)
 }
 
+func validIssuer(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme == "https" && u.Hostname() != "" && u.User == nil && !strings.ContainsAny(s, "?#")
+}
+
 func (p *Policy) validate() error {
-	errs := []error{validName(p.Kind, p.Name)}
+	errs := []error{validHead(p.Ref(), p.Kind)}
 	if strings.TrimSpace(p.Cedar) == "" {
 		errs = append(errs, fault.New(fault.Invalid, "cedar: is required"))
 	}
@@ -149,17 +153,18 @@ func (p *Policy) validate() error {
 }
 
 func (s *Schedule) validate() error {
-	errs := []error{validName(s.Kind, s.Name)}
-	if _, err := time.LoadLocation(s.TimeZone); err != nil || s.TimeZone == "" {
+	errs := []error{validHead(s.Ref(), s.Kind)}
+	// Local is each machine's own: two nodes would decide differently.
+	if _, err := time.LoadLocation(s.TimeZone); err != nil || s.TimeZone == "" || s.TimeZone == "Local" {
 		errs = append(errs, fault.New(fault.Invalid, "time_zone %.40q: want an IANA name such as Europe/Paris", s.TimeZone))
 	}
 	return errors.Join(errs...)
 }
 
-func (z *Zone) validate() error { return validName(z.Kind, z.Name) }
+func (z *Zone) validate() error { return validHead(z.Ref(), z.Kind) }
 
 func (s *Service) validate() error {
-	errs := []error{validName(s.Kind, s.Name)}
+	errs := []error{validHead(s.Ref(), s.Kind)}
 	if !strings.HasPrefix(s.SPIFFE, "spiffe://") {
 		errs = append(errs, fault.New(fault.Invalid, "spiffe %.80q: want spiffe://…", s.SPIFFE))
 	}
@@ -167,12 +172,11 @@ func (s *Service) validate() error {
 }
 
 func (s *Settings) validate() error {
-	var errs []error
+	errs := []error{validHead(s.Ref(), s.Kind)}
 	if s.Name != "mesh" {
 		errs = append(errs, fault.New(fault.Invalid, "name %.40q: there is one Settings, named mesh", s.Name))
 	}
-	u, err := url.Parse(s.Issuer)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+	if !validIssuer(s.Issuer) {
 		errs = append(errs, fault.New(fault.Invalid, "issuer %.200q: want an https URL without query, fragment or user", s.Issuer))
 	}
 	if err := validHost(s.SignInHost); err != nil || strings.HasPrefix(s.SignInHost, "*") {
@@ -184,10 +188,16 @@ func (s *Settings) validate() error {
 	if s.JWKSMaxAge != 0 && (s.JWKSMaxAge < Duration(time.Second) || s.JWKSMaxAge > Duration(time.Hour)) {
 		errs = append(errs, fault.New(fault.Invalid, "jwks_max_age %s: want 1s to 1h", time.Duration(s.JWKSMaxAge)))
 	}
-	for field, d := range map[string]Duration{"session_key_rotation": s.SessionKeyRotation, "assertion_key_rotation": s.AssertionKeyRotation} {
-		if d != 0 && d < Duration(minKeyRotation) {
-			errs = append(errs, fault.New(fault.Invalid, "%s %s: want at least %s", field, time.Duration(d), minKeyRotation))
+	for _, r := range []struct {
+		field string
+		d     Duration
+	}{{"session_key_rotation", s.SessionKeyRotation}, {"assertion_key_rotation", s.AssertionKeyRotation}} {
+		if r.d != 0 && r.d < Duration(minKeyRotation) {
+			errs = append(errs, fault.New(fault.Invalid, "%s %s: want at least %s", r.field, time.Duration(r.d), minKeyRotation))
 		}
+	}
+	for _, r := range s.Regions {
+		errs = append(errs, ValidRegion(r))
 	}
 	for _, c := range s.TrustedProxies {
 		if _, err := netip.ParsePrefix(c); err != nil {

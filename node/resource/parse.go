@@ -1,9 +1,11 @@
 package resource
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -18,8 +20,11 @@ func Parse(file string, data []byte) ([]Document, error) {
 	if len(data) > MaxFile {
 		return nil, fault.New(fault.Invalid, "%s: %d bytes, at most %d", file, len(data), MaxFile)
 	}
-	if d := depth(data); d > 64 {
-		return nil, fault.New(fault.Invalid, "%s: nested %d deep, at most 64", file, d)
+	if !utf8.Valid(data) {
+		return nil, fault.New(fault.Invalid, "%s: not UTF-8", file)
+	}
+	if d := depth(data); d > maxDepth {
+		return nil, fault.New(fault.Invalid, "%s: nested %d deep, at most %d", file, d, maxDepth)
 	}
 	tree, err := parser.ParseBytes(data, 0)
 	if err != nil {
@@ -59,6 +64,9 @@ func parseOne(file string, body ast.Node) (Document, error) {
 		line = m.Values[0].Key.GetToken().Position.Line
 	}
 	source := fmt.Sprintf("%s:%d", file, line)
+	if err := refuseAliases(file, body); err != nil {
+		return Document{}, err
+	}
 	var head struct {
 		Kind string `yaml:"kind"`
 	}
@@ -83,19 +91,67 @@ func parseOne(file string, body ast.Node) (Document, error) {
 	return doc, nil
 }
 
-// depth estimates how deeply flow collections and indents nest, before a recursive parser sees the text.
+// maxDepth bounds how deeply a file may nest: the parser below recurses, and a stack overflow cannot be recovered.
+const maxDepth = 64
+
+// depth estimates, without recursion and in one pass, how deeply a file nests before a recursive parser sees it: by brackets
+// (those of text, too), by indentation, and by indicators that follow each other, as in "- - - x" or "!a !b x".
 func depth(data []byte) int {
-	deepest, flow := 0, 0
-	for _, b := range data {
-		switch b {
-		case '[', '{', '(':
-			flow++
-			deepest = max(deepest, flow)
-		case ']', '}', ')':
-			flow = max(0, flow-1)
-		case '\n':
-			// Flow collections may span lines; block nesting costs an indent each and is bounded by MaxFile's lines.
+	deepest, flow, run := 0, 0, 0
+	var indents []int // of the lines that the current one lies in
+	for line := range bytes.Lines(data) {
+		text := bytes.TrimLeft(line, " ")
+		if first := bytes.TrimSpace(text); len(first) > 0 && first[0] != '#' {
+			indent := len(line) - len(text)
+			for len(indents) > 0 && indents[len(indents)-1] >= indent {
+				indents = indents[:len(indents)-1]
+			}
+			indents = append(indents, indent)
 		}
+		for word := range bytes.FieldsSeq(text) {
+			if word[0] == '!' || word[0] == '&' || (len(word) == 1 && (word[0] == '-' || word[0] == '?')) {
+				run++
+			} else {
+				run = 0
+			}
+			deepest = max(deepest, run)
+		}
+		for _, b := range text {
+			switch b {
+			case '[', '{', '(':
+				flow++
+			case ']', '}', ')':
+				flow = max(0, flow-1)
+			}
+			deepest = max(deepest, flow)
+		}
+		deepest = max(deepest, len(indents))
 	}
 	return deepest
+}
+
+// noAliases refuses anchors, aliases and merge keys: a few lines of them can stand for gigabytes, and what a reviewer reads is
+// then not what applies.
+type noAliases struct{ found ast.Node }
+
+// Visit implements ast.Visitor.
+func (v *noAliases) Visit(n ast.Node) ast.Visitor {
+	switch n.Type() {
+	case ast.AnchorType, ast.AliasType, ast.MergeKeyType:
+		if v.found == nil {
+			v.found = n
+		}
+		return nil
+	}
+	return v
+}
+
+func refuseAliases(file string, body ast.Node) error {
+	v := &noAliases{}
+	ast.Walk(v, body)
+	if v.found == nil {
+		return nil
+	}
+	at := v.found.GetToken().Position
+	return fault.New(fault.Invalid, "%s:%d:%d: anchors, aliases and merge keys are not allowed: write it out", file, at.Line, at.Column)
 }

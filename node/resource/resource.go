@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"regexp"
 	"slices"
@@ -122,6 +123,9 @@ func FromJSON(ref Ref, spec []byte, source string) (Document, error) {
 	if err := dec.Decode(s); err != nil {
 		return Document{}, fault.New(fault.Invalid, "%s: %w", ref, err)
 	}
+	if _, err := dec.Token(); err != io.EOF {
+		return Document{}, fault.New(fault.Invalid, "%s: more follows after its spec", ref)
+	}
 	if s.Ref() != ref {
 		return Document{}, fault.New(fault.Invalid, "%s: its spec says %s", ref, s.Ref())
 	}
@@ -134,7 +138,15 @@ func FromJSON(ref Ref, spec []byte, source string) (Document, error) {
 
 var nameRule = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
 
-func validName(kind, name string) error {
+// validHead checks what every resource begins with. The kind is part of what is hashed, so that it has one spelling.
+func validHead(ref Ref, kind string) error {
+	if kind != ref.Kind {
+		return fault.New(fault.Invalid, "kind %.40q: want %s", kind, ref.Kind)
+	}
+	return validName(ref.Name)
+}
+
+func validName(name string) error {
 	if !nameRule.MatchString(name) {
 		return fault.New(fault.Invalid, "name %.80q: want 1 to 63 of a-z, 0-9, - and ., beginning and ending with a letter or digit", name)
 	}

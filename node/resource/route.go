@@ -1,8 +1,10 @@
 package resource
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net/textproto"
 	"net/url"
 	"regexp"
@@ -124,12 +126,15 @@ func ValidRegion(s string) error {
 
 // reservedHeaders may not be set by a claim header: they steer the connection or belong to us.
 var reservedHeaders = []string{
-	"Connection", "Content-Length", "Cookie", "Host", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
-	"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Iapmesh-Jwt-Assertion",
+	"Connection", "Content-Encoding", "Content-Length", "Content-Type", "Cookie", "Expect", "Forwarded", "Host", "Keep-Alive", "Origin",
+	"Te", "Trailer", "Transfer-Encoding", "Upgrade", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto",
 }
 
+// claims are what a claim header can say.
+var claims = []string{"subject", "email", "groups", "name", "user"}
+
 func (r *Route) validate() error {
-	errs := []error{validName(r.Kind, r.Name)}
+	errs := []error{validHead(r.Ref(), r.Kind)}
 	bad := func(format string, args ...any) { errs = append(errs, fault.New(fault.Invalid, format, args...)) }
 	if len(r.Hosts) == 0 {
 		bad("hosts: at least one is required")
@@ -151,11 +156,14 @@ func (r *Route) validate() error {
 	}
 	for i, u := range r.Upstreams {
 		p, err := url.Parse(u.URL)
-		if err != nil || (p.Scheme != "http" && p.Scheme != "https") || p.Host == "" || (p.Path != "" && p.Path != "/") || p.RawQuery != "" || p.Fragment != "" || p.User != nil {
+		if err != nil || (p.Scheme != "http" && p.Scheme != "https") || p.Hostname() == "" || (p.Path != "" && p.Path != "/") || strings.ContainsAny(u.URL, "?#") || p.User != nil {
 			bad("upstreams[%d].url %.200q: want http or https, host and port alone", i, u.URL)
 		}
 		if u.Region != "" {
 			errs = append(errs, ValidRegion(u.Region))
+		}
+		if u.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(u.CA)) {
+			bad("upstreams[%d].ca: holds no PEM certificate", i)
 		}
 	}
 	oneOf := func(field, got string, want ...string) {
@@ -172,13 +180,22 @@ func (r *Route) validate() error {
 	for _, p := range r.AllowPaths {
 		oneOf("allow_paths", p, "encoded_slash", "double_slash", "semicolon")
 	}
-	for header, claim := range r.Assertion.ClaimHeaders {
-		oneOf("assertion.claim_headers."+header, claim, "subject", "email", "groups", "name", "user")
+	for _, header := range slices.Sorted(maps.Keys(r.Assertion.ClaimHeaders)) {
+		if claim := r.Assertion.ClaimHeaders[header]; !slices.Contains(claims, claim) {
+			bad("assertion.claim_headers.%.60s %.40q: want %s%s", header, claim, strings.Join(claims, " or "), nearest(claim, claims))
+		}
 	}
+	set := map[string]bool{}
 	for _, h := range r.claimHeaderNames() {
-		if !validHeader(h) || slices.Contains(reservedHeaders, textproto.CanonicalMIMEHeaderKey(h)) {
+		canonical := textproto.CanonicalMIMEHeaderKey(h)
+		if !validHeader(h) || slices.Contains(reservedHeaders, canonical) ||
+			strings.HasPrefix(canonical, "Proxy-") || strings.HasPrefix(canonical, "X-Iapmesh-") || strings.HasPrefix(canonical, "Sec-") {
 			bad("assertion: header %.60q cannot be set", h)
 		}
+		if set[canonical] {
+			bad("assertion: header %.60q is set twice", h)
+		}
+		set[canonical] = true
 	}
 	if r.MaxStaleness != 0 && r.MaxStaleness < Duration(2*time.Second) {
 		bad("max_staleness %s: want at least 2s (views are refreshed each second)", time.Duration(r.MaxStaleness))
