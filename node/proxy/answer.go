@@ -116,7 +116,7 @@ func (x *exchange) mark(h http.Header) {
 // newID names a request. It is no secret: it only must not meet another's.
 func newID() string {
 	var b [16]byte
-	hi, lo := rand.Uint64(), rand.Uint64()
+	hi, lo := rand.Uint64(), rand.Uint64() //nolint:gosec // no secret, see above
 	for i := range 8 {
 		b[i], b[8+i] = byte(hi>>(8*i)), byte(lo>>(8*i))
 	}

@@ -138,7 +138,7 @@ func TestRunServesHTTPSUntilItIsStopped(t *testing.T) {
 	address, stop := w.serve(t)
 	for _, version := range []int{1, 2} {
 		transport := &http.Transport{
-			TLSClientConfig:   &tls.Config{InsecureSkipVerify: true, ServerName: "billing.example.com"}, //nolint:gosec // a certificate of the test's own
+			TLSClientConfig:   &tls.Config{InsecureSkipVerify: true, ServerName: "billing.example.com"},
 			ForceAttemptHTTP2: version == 2,
 		}
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address+"/x", nil)
@@ -158,7 +158,7 @@ func TestRunServesHTTPSUntilItIsStopped(t *testing.T) {
 		}
 		transport.CloseIdleConnections()
 	}
-	old := &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS11} //nolint:gosec // must be refused
+	old := &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS11}
 	if c, err := (&tls.Dialer{Config: old}).DialContext(t.Context(), "tcp", address); err == nil {
 		c.Close()
 		t.Error("TLS 1.1 is spoken")
@@ -173,7 +173,7 @@ func TestStoppingEndsWebSockets(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
 	address, stop := w.serve(t)
-	c, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, ServerName: "billing.example.com"}}).DialContext(t.Context(), "tcp", address) //nolint:gosec // a certificate of the test's own
+	c, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, ServerName: "billing.example.com"}}).DialContext(t.Context(), "tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +192,7 @@ func TestStoppingEndsWebSockets(t *testing.T) {
 func (w *world) h2(fields ...hpack.HeaderField) string {
 	t := w.t
 	t.Helper()
-	c, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}).DialContext(t.Context(), "tcp", w.server.Listener.Addr().String()) //nolint:gosec // httptest's certificate
+	c, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}).DialContext(t.Context(), "tcp", w.server.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

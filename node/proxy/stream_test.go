@@ -108,7 +108,7 @@ func TestAWebSocketWhoseClientIsStuckEnds(t *testing.T) {
 			return
 		}
 		defer c.CloseNow()
-		for c.Write(context.Background(), websocket.MessageBinary, make([]byte, 1<<20)) == nil { //nolint:revive // until it is cut
+		for c.Write(context.Background(), websocket.MessageBinary, make([]byte, 1<<20)) == nil {
 		}
 	})})
 	cookie, sid := w.signInAs("okta/finance")
@@ -143,7 +143,7 @@ func TestServerSentEventsStreamAndEnd(t *testing.T) {
 			}
 			start := time.Now()
 			w.revoke(sid)
-			for lines.Scan() { //nolint:revive // until it is cut
+			for lines.Scan() {
 			}
 			if lines.Err() == nil {
 				t.Error("ended as if it were whole")
