@@ -98,9 +98,11 @@ func testWatchesSeeWholeCommits(t *testing.T, h ReaderHarness) {
 		wg.Go(func() {
 			var r replayed
 			var until store.Revision
+			ask := last
 			for until.IsZero() || r.at.Before(until) {
 				select {
-				case until = <-last:
+				case until = <-ask:
+					ask = nil // the others' values are theirs
 				case c := <-w.changes:
 					if err := r.apply(c); err != nil {
 						t.Error(err)
