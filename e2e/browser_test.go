@@ -6,6 +6,9 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 )
 
@@ -57,26 +61,52 @@ func TestBrowser(t *testing.T) {
 	b.reads(ana.Username)
 	b.shot("4-denied-at-billing")
 
-	// She signs out, and is a stranger again, in every region.
+	// She signs out. Whoever had copied her session has nothing in his hand, in any region.
+	copied := b.session(west.url(m.Hosts.Echo, "/"))
+	copied.isServed(south)
 	b.visits(west.url(m.Hosts.Echo, "/.iapmesh/sign_out"))
+	b.reads(ana.Username)
 	b.shot("5-sign-out")
 	b.does("confirm", chromedp.Click(`form button`))
+	b.arrives(west.url(m.Hosts.SignIn, "/.iapmesh/sign_out/complete"))
+	b.reads("You are signed out", "in every region")
 	b.shot("6-signed-out")
 	for _, r := range []region{west, east, south} {
-		a, err := m.person("ana").tries(r, m.Hosts.Echo, "/hello")
-		if err != nil || a.Status != 401 {
-			t.Errorf("a stranger in %s: status %d, %v", r.Name, a.Status, err)
-		}
-		b.visits(r.url(m.Hosts.Echo, "/"))
-		b.isAt(m.IdP.Issuer)
+		copied.asks(r, m.Hosts.Echo, "/hello", http.StatusUnauthorized)
 	}
+}
+
+// session copies the browser's session at a page into a client of ours.
+func (b *browser) session(page string) *person {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, pageWithin)
+	defer cancel()
+	found, err := chromedp.Call(ctx, network.GetCookies, network.GetCookiesParams{URLs: []string{page}})
+	if err != nil {
+		b.t.Fatalf("cookies of %s: %v", page, err)
+	}
+	at, err := url.Parse(page)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	p := b.mesh.person("ana")
+	for _, c := range found.Cookies {
+		if strings.HasPrefix(c.Name, "__Host-iapmesh_session") {
+			if !c.HTTPOnly || !c.Secure || c.SameSite != network.CookieSameSiteLax {
+				b.t.Errorf("cookie %s: HttpOnly %v, Secure %v, SameSite %s", c.Name, c.HTTPOnly, c.Secure, c.SameSite)
+			}
+			p.api.Jar.SetCookies(at, []*http.Cookie{{Name: c.Name, Value: c.Value, Path: "/", Secure: true, HttpOnly: true}})
+		}
+	}
+	return p
 }
 
 // browser is a real one.
 type browser struct {
-	t   *testing.T
-	ctx context.Context
-	dir string // of screenshots
+	t    *testing.T
+	mesh *devMesh
+	ctx  context.Context
+	dir  string // of screenshots
 }
 
 func openBrowser(t *testing.T, m *devMesh, path string) *browser {
@@ -91,7 +121,7 @@ func openBrowser(t *testing.T, m *devMesh, path string) *browser {
 	t.Cleanup(cancel)
 	ctx, cancel := chromedp.NewContext(allocator)
 	t.Cleanup(cancel)
-	b := &browser{t: t, ctx: ctx, dir: t.ArtifactDir()}
+	b := &browser{t: t, mesh: m, ctx: ctx, dir: t.ArtifactDir()}
 	if err := chromedp.Do(ctx); err != nil { // starts it, without a limit: that would be the browser's
 		t.Fatalf("start %s: %v", path, err)
 	}
@@ -129,9 +159,9 @@ func (b *browser) does(what string, steps ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-func (b *browser) visits(url string) {
+func (b *browser) visits(page string) {
 	b.t.Helper()
-	b.does("visit "+url, chromedp.Navigate(url), chromedp.WaitReady("body"))
+	b.does("visit "+page, chromedp.Navigate(page), chromedp.WaitReady("body"))
 }
 
 func (b *browser) location() string {
@@ -153,21 +183,17 @@ func (b *browser) isAt(prefix string) {
 	}
 }
 
-// arrives waits until redirects have led there.
-func (b *browser) arrives(url string) {
+// arrives waits until redirects have led to a page, whatever its query.
+func (b *browser) arrives(page string) {
 	b.t.Helper()
-	eventually(b.t, pageWithin, "the browser is at "+url, func() error {
-		if at := b.location(); at != url {
-			return &wrongPage{at}
+	eventually(b.t, pageWithin, "the browser is at "+page, func() error {
+		if at, _, _ := strings.Cut(b.location(), "?"); at != page {
+			return fmt.Errorf("it is at %s", at)
 		}
 		return nil
 	})
 	b.does("wait for the page", chromedp.WaitReady("body"))
 }
-
-type wrongPage struct{ at string }
-
-func (w *wrongPage) Error() string { return "it is at " + w.at }
 
 // reads finds words on the page.
 func (b *browser) reads(words ...string) {
