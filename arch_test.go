@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 
 	// Adapters: disks, wires, engines.
 	"audit/spool":       {"audit", proto, fault},
-	"audit/collect":     {"audit", proto, fault},
+	"audit/collect":     {"audit", "audit/spool", proto, fault},
 	"cluster/store":     {fault},
 	"cluster/storetest": {"cluster/store", fault},
 	"cluster/statemap":  {"cluster/store", fault},
@@ -43,34 +43,38 @@ var mayImport = map[string][]string{
 	"cluster/gossip":    {fault, proto},
 	"cluster/enroll":    {"keyring", "keyring/seal", "cluster/peer", proto, fault},
 	"internal/dev":      {"internal/dev/...", proto, fault},
+	"internal/profile":  {"cluster/peer", fault},
 	"internal/dev/ca":   {fault},
 	"internal/dev/page": {fault},
 	"internal/dev/app":  {"internal/dev/...", proto, fault},
 	"internal/dev/idp":  {"internal/dev/...", proto, fault},
-	"internal/depskeep": {},
 	"node/page":         {},
 	"node/resource":     {"policy", fault, "internal/identity"},
 	"node/state":        {proto, "cluster/store", "keyring", "policy", "node/resource", fault},
 	"node/session":      {"node/state", "node/resource", "keyring", "internal/identity", fault},
-	"node/login":        {"node/page", "node/session", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
+	"node/login":        {"node/page", "node/session", "node/state", "node/resource", "keyring", "keyring/seal", "policy", "audit", "internal/identity", fault},
 	"node/proxy":        {"node/page", "node/session", "node/assertion", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
 	"node/tunnel":       {"node/session", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
 	"node/assertion":    {"node/state", "node/resource", "keyring", "keyring/seal", "internal/identity", fault},
-	"node/control":      {"node/state", "node/resource", "cluster/store", "cluster/enroll", "keyring", "keyring/seal", "policy", "audit", fault},
-	"node/admin":        {"node/control", "node/state", "node/resource", "audit/collect", proto, fault},
+	"node/control":      {proto, "node/state", "node/resource", "cluster/store", "keyring", "keyring/seal", "audit", fault},
+	"node/admin":        {"node/control", "node/state", "node/resource", "keyring", proto, fault},
 	"node/console":      {"node/control", "node/state", "node/resource", "audit/collect", proto, fault},
 
 	// The whole.
 	"node": {
-		fault, proto, "internal/identity", "keyring", "keyring/seal", "policy", "audit", "audit/spool", "audit/collect",
+		fault, proto, "internal/profile", "internal/identity", "keyring", "keyring/seal", "policy", "audit", "audit/spool", "audit/collect",
 		"cluster/store", "cluster/peer", "cluster/raftstore", "cluster/etcdstore", "cluster/replica", "cluster/gossip", "cluster/enroll",
 		"node/resource", "node/state", "node/session", "node/assertion", "node/login", "node/proxy", "node/tunnel", "node/control", "node/admin", "node/console",
 	},
-	"node/nodetest":     {"node", "internal/dev/..."},
-	"internal/dev/mesh": {"node", "node/resource", "internal/profile", "internal/dev/...", proto, fault}, // its nodes run as processes of their own
-	"cmd/iapmesh":       {"node", "internal/dev/...", proto, fault},
-	"e2e":               {"internal/dev/...", proto, fault}, // it drives the binary, as a user does
-	".":                 {},
+	"node/nodetest":     {"node", "node/resource", "internal/profile", "internal/dev/...", proto, fault},
+	"internal/dev/mesh": {"node", "node/control", "node/resource", "internal/profile", "internal/dev/...", proto, fault}, // its nodes run as processes of their own
+	// Beside the node, what the command line does by itself, offline: keys, policies, and verifying a trail with public keys alone.
+	"cmd/iapmesh": {
+		"node", "node/control", "node/resource", "node/state", "keyring", "policy", "audit", "audit/collect",
+		"internal/profile", "internal/identity", "internal/dev/...", proto, fault,
+	},
+	"e2e": {"internal/profile", "internal/dev/...", proto, fault}, // it drives the binary, as a user does
+	".":   {},
 }
 
 // anyFrom may be imported by every package: the one type that names a state of the mesh.
@@ -78,9 +82,6 @@ var anyFrom = []string{"internal/revision"}
 
 // testsFrom may be imported by every test, beside what its package imports and all that lies below that.
 var testsFrom = []string{fault, proto, "internal/identity", "internal/dev/...", "cluster/storetest", "cluster/raftstore", "node/nodetest"}
-
-// unchecked holds module requirements while the packages that need them are written; it goes away with them.
-var unchecked = []string{"internal/depskeep"}
 
 func TestArchitecture(t *testing.T) {
 	t.Parallel()
