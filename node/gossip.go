@@ -48,7 +48,7 @@ func (a *assembly) runGossip(ctx context.Context) error {
 func (a *assembly) gossipKeys(v *state.View) [][]byte {
 	ring, err := a.member.Open(v.Keyring, keyring.AudienceGossip, keyring.SecretGossipRing)
 	if err != nil || len(ring) == 0 || len(ring)%32 != 0 {
-		if err != nil && !fault.Is(err, fault.NotFound) {
+		if err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Denied) { // no member yet: a later view says otherwise
 			a.logger.Warn("ring of gossip keys not opened", "error", err)
 		}
 		return nil
