@@ -18,12 +18,14 @@ import (
 // builder makes each View from the one before it and a change. Maps of a published view are never written: a kind that a change
 // touches is cloned first, once.
 type builder struct {
-	contents keyring.Contents
-	manifest *iapmeshv1.Manifest
-	blobs    map[string]resource.Document // by path
-	config   *resource.Configuration
-	regions  []string
-	problems []error
+	contents    keyring.Contents
+	manifest    *iapmeshv1.Manifest
+	manifestErr error                        // why the manifest is not understood
+	blobs       map[string]resource.Document // by path
+	config      *resource.Configuration
+	configErr   error // why the newest manifest is not in force
+	regions     []string
+	problems    []error
 }
 
 func (b *builder) takeProblems() []error {
@@ -38,9 +40,10 @@ func (b *builder) apply(c store.Change) (*View, error) {
 		*b = builder{config: b.config}
 	}
 	b.contents = cloneTouched(b.contents, c.Entries)
-	recompile := c.Reset
+	recompile := c.Reset || b.config == nil
 	for _, e := range c.Entries {
-		if e.Key == PathManifest || strings.HasPrefix(e.Key, PrefixBlob) {
+		// A blob alone changes nothing: it is written before the manifest that names it.
+		if e.Key == PathManifest || (strings.HasPrefix(e.Key, PrefixBlob) && b.configErr != nil) {
 			recompile = true
 		}
 		if err := b.record(e); err != nil {
@@ -50,16 +53,20 @@ func (b *builder) apply(c store.Change) (*View, error) {
 	if regions := knownRegions(b.contents.Nodes); !slices.Equal(regions, b.regions) {
 		b.regions, recompile = regions, true
 	}
-	var err error
-	if recompile || b.config == nil {
-		var config *resource.Configuration
-		if config, err = b.compile(); err == nil {
-			b.config = config
-		} else if b.config == nil {
-			b.config, _ = resource.Compile(nil, b.regions) // the empty configuration: every request is refused
-		}
+	if recompile {
+		b.recompile()
 	}
-	return &View{Revision: c.Revision, Keyring: keyring.NewSnapshot(c.Revision, b.contents), Config: b.config}, err
+	return &View{Revision: c.Revision, Keyring: keyring.NewSnapshot(c.Revision, b.contents), Config: b.config}, b.configErr
+}
+
+// recompile puts the manifest in force, or says in configErr why the configuration before it stays.
+func (b *builder) recompile() {
+	var config *resource.Configuration
+	if config, b.configErr = b.compile(); b.configErr == nil {
+		b.config = config
+	} else if b.config == nil {
+		b.config, _ = resource.Compile(nil, b.regions) // the empty configuration: every request is refused
+	}
 }
 
 func knownRegions(nodes map[string]*keyring.Node) []string {
@@ -72,6 +79,9 @@ func knownRegions(nodes map[string]*keyring.Node) []string {
 
 // compile compiles the manifest's resources.
 func (b *builder) compile() (*resource.Configuration, error) {
+	if b.manifestErr != nil {
+		return nil, b.manifestErr
+	}
 	docs, err := documents(b.manifest, b.blobs)
 	if err != nil {
 		return nil, err
@@ -88,6 +98,9 @@ func documents(m *iapmeshv1.Manifest, blobs map[string]resource.Document) ([]res
 		doc, ok := blobs[BlobPath([32]byte(e.Hash))]
 		if !ok {
 			return nil, fault.New(fault.Internal, "manifest: %s/%s: its blob is missing or not understood", e.Kind, e.Name)
+		}
+		if ref := doc.Ref(); ref.Kind != e.Kind || ref.Name != e.Name {
+			return nil, fault.New(fault.Internal, "manifest: %s/%s: its blob is %s", e.Kind, e.Name, ref)
 		}
 		docs = append(docs, doc)
 	}
@@ -130,37 +143,39 @@ func cloneIf[V any](touched bool, m map[string]V) map[string]V {
 
 // record applies one entry. What is not understood is left out, which refuses what it would have allowed.
 func (b *builder) record(e store.Entry) error {
+	if e.Key == PathManifest {
+		b.manifest, b.manifestErr = &iapmeshv1.Manifest{}, nil
+		if !e.Deleted {
+			b.manifestErr = decode(e, b.manifest)
+		}
+		return b.manifestErr
+	}
 	kind, rest, nested := strings.Cut(e.Key, "/")
-	if !nested && e.Key != PathManifest {
+	if !nested {
 		return nil
 	}
 	switch kind + "/" {
 	case PrefixKey:
-		return record(b.contents.Keys, rest, e, KeyOf)
+		return record(b.contents.Keys, rest, e, KeyOf, (*iapmeshv1.ProvisioningKey).GetId)
 	case PrefixNode:
-		return record(b.contents.Nodes, rest, e, NodeOf)
+		return record(b.contents.Nodes, rest, e, NodeOf, (*iapmeshv1.Node).GetId)
 	case PrefixAdmin:
-		return record(b.contents.Admins, rest, e, sure(AdminOf))
+		return record(b.contents.Admins, rest, e, adminOf, (*iapmeshv1.Admin).GetId)
 	case PrefixAuthority:
-		return record(b.contents.Authorities, rest, e, authorityOf)
+		return record(b.contents.Authorities, rest, e, authorityOf, (*iapmeshv1.Authority).GetSerial)
 	case PrefixAudience:
-		return record(b.contents.Audiences, rest, e, sure(AudienceOf))
+		return record(b.contents.Audiences, rest, e, sure(AudienceOf), (*iapmeshv1.Audience).GetName)
 	case PrefixSecret:
-		return record(b.contents.Secrets, rest, e, sure(SecretOf))
+		return record(b.contents.Secrets, rest, e, sure(SecretOf), func(p *iapmeshv1.Secret) string { return p.Audience + "/" + p.Name })
 	case PrefixSigningKey:
-		return record(b.contents.SigningKeys, rest, e, func(p *iapmeshv1.SigningKey) (*keyring.SigningKey, error) { return SigningKeyOf(p, e.Revision), nil })
+		return record(b.contents.SigningKeys, rest, e, func(p *iapmeshv1.SigningKey) (*keyring.SigningKey, error) { return SigningKeyOf(p, e.Revision), nil },
+			(*iapmeshv1.SigningKey).GetKid)
 	case PrefixRevocation:
 		return b.revocation(rest, e)
 	case PrefixBlob:
 		return b.blob(e)
 	case "meta/":
 		return b.meta(e)
-	case PathManifest + "/":
-		b.manifest = &iapmeshv1.Manifest{}
-		if e.Deleted {
-			return nil
-		}
-		return decode(e, b.manifest)
 	}
 	return nil // a kind that a newer version knows
 }
@@ -173,7 +188,7 @@ type message[T any] interface {
 
 func sure[P, D any](f func(P) D) func(P) (D, error) { return func(p P) (D, error) { return f(p), nil } }
 
-func record[T any, P message[T], D any](into map[string]D, id string, e store.Entry, convert func(P) (D, error)) error {
+func record[T any, P message[T], D any](into map[string]D, id string, e store.Entry, convert func(P) (D, error), named func(P) string) error {
 	delete(into, id) // an entry that cannot be read refuses what it would have allowed
 	if e.Deleted {
 		return nil
@@ -181,6 +196,9 @@ func record[T any, P message[T], D any](into map[string]D, id string, e store.En
 	p := P(new(T))
 	if err := decode(e, p); err != nil {
 		return err
+	}
+	if name := named(p); name != id {
+		return fault.New(fault.Internal, "decode %s: the record is %.80q's", e.Key, name)
 	}
 	d, err := convert(p)
 	if err != nil {
@@ -206,7 +224,9 @@ func (b *builder) revocation(rest string, e store.Entry) error {
 		values[value] = &keyring.Revocation{Kind: keyring.RevocationKind(kind), Value: value, Block: true, Revision: e.Revision}
 		return err
 	}
-	values[value] = revocationOf(&p, e.Revision)
+	r := RevocationOf(&p, e.Revision)
+	r.Kind, r.Value = keyring.RevocationKind(kind), value // what the path says counts: a record in disagreement still refuses
+	values[value] = r
 	return nil
 }
 

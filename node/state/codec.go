@@ -158,6 +158,13 @@ func AdminOf(p *iapmeshv1.Admin) *keyring.Admin {
 	}
 }
 
+func adminOf(p *iapmeshv1.Admin) (*keyring.Admin, error) {
+	if len(p.PublicKey) != ed25519.PublicKeySize {
+		return nil, fault.New(fault.Internal, "administrator %s: public key of %d bytes", p.Id, len(p.PublicKey))
+	}
+	return AdminOf(p), nil
+}
+
 // PutSigningKey encodes a signing key.
 func PutSigningKey(k *keyring.SigningKey) store.Entry {
 	return put(SigningKeyPath(k.KID), SigningKeyProto(k))
@@ -208,7 +215,8 @@ func RevocationProto(r *keyring.Revocation) *iapmeshv1.Revocation {
 	}
 }
 
-func revocationOf(p *iapmeshv1.Revocation, at revision.Revision) *keyring.Revocation {
+// RevocationOf reads what RevocationProto wrote, last written at the revision.
+func RevocationOf(p *iapmeshv1.Revocation, at revision.Revision) *keyring.Revocation {
 	return &keyring.Revocation{
 		Kind: revocationKinds.domain(p.Kind), Value: p.Value, Block: p.Block, Reason: p.Reason, By: p.By, At: Time(p.At),
 		ExpiresAt: Time(p.ExpiresAt), Revision: at,

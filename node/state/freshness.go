@@ -27,7 +27,8 @@ type pending struct {
 	at   revision.Revision
 }
 
-// maxPending bounds the answers that wait for the view; older ones are of no use once a newer one is met.
+// maxPending bounds the answers that wait for the view. While they are full the newest gives way: the oldest is the next that a
+// view which lags will reach.
 const maxPending = 64
 
 // NewFreshness makes a Freshness that knows nothing yet.
@@ -40,8 +41,9 @@ func NewFreshness(source *Source, now func() time.Time) *Freshness {
 func (f *Freshness) Answered(asked time.Time, r revision.Revision, age time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.settle()
 	if len(f.pending) == maxPending {
-		f.pending = f.pending[1:]
+		f.pending = f.pending[:maxPending-1]
 	}
 	f.pending = append(f.pending, pending{asked.Add(-age), r})
 	f.settle()
@@ -53,7 +55,7 @@ func (f *Freshness) settle() {
 	kept := f.pending[:0]
 	for _, p := range f.pending {
 		switch {
-		case have.Before(p.at):
+		case have.IsZero() || have.Before(p.at):
 			kept = append(kept, p)
 		case p.asOf.After(f.asOf):
 			f.asOf = p.asOf
@@ -76,8 +78,9 @@ func (f *Freshness) Age() (time.Duration, bool) {
 
 // savedFreshness is the file: wall-clock times.
 type savedFreshness struct {
-	AsOf time.Time `json:"as_of"`
-	Now  time.Time `json:"now"` // when it was written: a later start before this is a clock that moved backwards
+	AsOf     time.Time         `json:"as_of"`
+	Now      time.Time         `json:"now"`      // when it was written: a later start before this is a clock that moved backwards
+	Revision revision.Revision `json:"revision"` // the view's: one that is older after the restart is not as fresh
 }
 
 // Save returns what Restore needs after a restart; nil while the age is unknown.
@@ -89,14 +92,16 @@ func (f *Freshness) Save() []byte {
 		return nil
 	}
 	now := f.now()
-	data, err := json.Marshal(savedFreshness{AsOf: now.Add(-now.Sub(f.asOf)).Round(0).UTC(), Now: now.Round(0).UTC()})
+	data, err := json.Marshal(savedFreshness{
+		AsOf: now.Add(-now.Sub(f.asOf)).Round(0).UTC(), Now: now.Round(0).UTC(), Revision: f.source.Revision(),
+	})
 	if err != nil {
 		return nil
 	}
 	return data
 }
 
-// Restore takes what Save returned before the restart. The persisted view must be at least as new as the saved one.
+// Restore takes what Save returned before the restart. It counts once the view is at least as new as the saved one.
 func (f *Freshness) Restore(data []byte) error {
 	var saved savedFreshness
 	if err := json.Unmarshal(data, &saved); err != nil {
@@ -104,8 +109,9 @@ func (f *Freshness) Restore(data []byte) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if now := f.now(); !now.Before(saved.Now) && saved.AsOf.After(f.asOf) {
-		f.asOf = saved.AsOf
+	if now := f.now(); !now.Before(saved.Now) && !saved.AsOf.After(saved.Now) && !saved.Revision.IsZero() {
+		f.pending = append(f.pending[:min(len(f.pending), maxPending-1)], pending{saved.AsOf, saved.Revision})
+		f.settle()
 	}
 	return nil
 }
