@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
+	"errors"
 	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -17,10 +18,22 @@ func Pin(cert *x509.Certificate) [sha256.Size]byte {
 	return sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 }
 
+// ErrNoControlNode says that a server is a node of the mesh, but no control node: it can tell where those are, and no more.
+var ErrNoControlNode = errors.New("is no control node")
+
 // VerifyPinned verifies a server's chain, leaf first, against the root with the pin, which the server sends in the chain, and
-// returns whose certificate it is. Only a control node's will do: that it merely chains to the root is not enough. Errors are
-// Unauthenticated.
+// returns whose certificate it is. Only a control node's will do: that it merely chains to the root is not enough
+// (ErrNoControlNode). Errors are Unauthenticated.
 func VerifyPinned(chain []*x509.Certificate, pin [sha256.Size]byte, now time.Time) (ID, error) {
+	id, err := VerifyPinnedNode(chain, pin, now)
+	if err == nil && id.Kind != KindControl {
+		return ID{}, fault.New(fault.Unauthenticated, "server: %s %w", id, ErrNoControlNode)
+	}
+	return id, err
+}
+
+// VerifyPinnedNode is VerifyPinned for what any node may be asked.
+func VerifyPinnedNode(chain []*x509.Certificate, pin [sha256.Size]byte, now time.Time) (ID, error) {
 	if len(chain) < 2 || len(chain) > maxChain {
 		return ID{}, fault.New(fault.Unauthenticated, "server: sent %d certificates, want its own, then the root: 2 to %d", len(chain), maxChain)
 	}
@@ -53,8 +66,8 @@ func VerifyPinned(chain []*x509.Certificate, pin [sha256.Size]byte, now time.Tim
 	if err != nil {
 		return ID{}, err
 	}
-	if id.Kind != KindControl {
-		return ID{}, fault.New(fault.Unauthenticated, "server: %s is no control node", id)
+	if id.Kind != KindControl && id.Kind != KindNode {
+		return ID{}, fault.New(fault.Unauthenticated, "server: %s is no node", id)
 	}
 	if len(root.URIs) != 1 || root.URIs[0].Host != id.TrustDomain {
 		return ID{}, fault.New(fault.Unauthenticated, "server: %s is outside the root's trust domain", id)

@@ -16,6 +16,7 @@ import (
 	"github.com/iapmesh/iapmesh/keyring/seal"
 	"github.com/iapmesh/iapmesh/node/control"
 	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
 // parts are what runs: base holds what the front stands on.
@@ -148,13 +149,25 @@ func (a *assembly) report(context.Context) error {
 	return nil
 }
 
-// serveJoins terminates joins on a control node, and takes them to whoever leads.
+// serveJoins terminates joins on a control node, and takes them to whoever leads; every other node says where control nodes are.
 func (a *assembly) serveJoins() error {
 	l, err := a.port.Listen(peer.ProtoJoin, peer.Nobody)
 	if err != nil {
 		return err
 	}
-	server := enroll.NewServer(a.relayJoin, a.logger, a.registry)
+	var admit enroll.Admit
+	if a.control != nil {
+		admit = a.relayJoin
+	}
+	server := enroll.NewServer(admit, a.locate, a.logger, a.registry)
 	a.front = append(a.front, part{"joins", func(ctx context.Context) error { return server.Run(ctx, l) }})
+	return nil
+}
+
+// locate says where control nodes are.
+func (a *assembly) locate() []*iapmeshv1.ControlNode {
+	if v := a.source.Load(); v != nil {
+		return control.ControlNodes(v, "")
+	}
 	return nil
 }

@@ -106,6 +106,15 @@ func TestAStaleViewDeniesWhereTheRouteSaysSo(t *testing.T) {
 	})
 }
 
+func TestAJoinerIsSentOnByANodeThatIsNoControlNode(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	edge := mesh.AddNode("edge", "proxy")
+	far := mesh.AddNodeBy(edge, "far", "proxy")
+	ana := far.SignIn("ana@example.com")
+	mesh.In("eu-west").Serves(ana, http.StatusOK)
+}
+
 func TestAFollowerServesWithoutAnyControlNodeAlsoAfterARestart(t *testing.T) {
 	t.Parallel()
 	mesh := nodetest.Start(t, "eu-west")

@@ -45,9 +45,9 @@ func (a *assembly) serveMesh(context.Context) error {
 		iapmeshv1.RegisterMeshServiceServer(nodeServer, &control.MeshServer{
 			Controller: a.control, Caller: callerNode, Follower: followers.Follow, QuorumRound: a.store.QuorumRound,
 		})
-		if err := a.serveJoins(); err != nil {
-			return err
-		}
+	}
+	if err := a.serveJoins(); err != nil {
+		return err
 	}
 	if err := a.collect(nodeServer, adminServer); err != nil {
 		return err

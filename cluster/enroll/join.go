@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -62,10 +63,19 @@ func Join(ctx context.Context, r Request) (*Enrollment, error) {
 	if err != nil {
 		return nil, err
 	}
+	addresses := slices.Clone(r.Addresses)
 	for round := 1; ; round++ {
 		var unreachable []error
-		for _, addr := range r.Addresses {
+		for i := 0; i < len(addresses); i++ { // it grows where a node that is no control node says where those are
+			addr := addresses[i]
 			e, err := r.attempt(ctx, addr, body)
+			if errors.Is(err, keyring.ErrNoControlNode) {
+				var found []string
+				if found, err = r.locate(ctx, addr); err == nil {
+					addresses = extend(addresses, found)
+					err = fault.New(fault.Unavailable, "it is no control node, and named %d", len(found))
+				}
+			}
 			switch {
 			case err == nil:
 				return e, nil
@@ -83,6 +93,53 @@ func Join(ctx context.Context, r Request) (*Enrollment, error) {
 	}
 }
 
+// maxAddresses bounds where a joiner lets itself be sent.
+const maxAddresses = 32
+
+func extend(addresses, found []string) []string {
+	for _, addr := range found {
+		if !slices.Contains(addresses, addr) && len(addresses) < maxAddresses {
+			addresses = append(addresses, addr)
+		}
+	}
+	return addresses
+}
+
+// locate asks a node that is no control node where those are. It is believed for that alone: whoever answers there has to prove
+// itself under the pin.
+func (r *Request) locate(ctx context.Context, addr string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	pinned := r.pinned()
+	pinned.AnyNode = true
+	conn, err := pinned.Dial(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	client, err := grpc.NewClient("passthrough:///"+addr, conn.DialOptions()...)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "locate: %w", err)
+	}
+	defer client.Close()
+	resp, err := iapmeshv1.NewEnrollServiceClient(client).Locate(ctx, &iapmeshv1.LocateRequest{})
+	if err != nil {
+		return nil, fault.FromStatus(err)
+	}
+	var found []string
+	for _, n := range resp.ControlNodes {
+		found = append(found, n.Address)
+	}
+	return found, nil
+}
+
+func (r *Request) pinned() meshpeer.Pinned {
+	if r.Pinned != nil {
+		return r.Pinned(r.Secret.Pin())
+	}
+	return meshpeer.Pinned{Pin: r.Secret.Pin()}
+}
+
 func (r *Request) body() ([]byte, error) {
 	csr, err := keyring.NewCSR(r.NodeKey)
 	if err != nil {
@@ -98,11 +155,7 @@ func (r *Request) body() ([]byte, error) {
 func (r *Request) attempt(ctx context.Context, addr string, body []byte) (*Enrollment, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	pinned := meshpeer.Pinned{Pin: r.Secret.Pin()}
-	if r.Pinned != nil {
-		pinned = r.Pinned(r.Secret.Pin())
-	}
-	conn, err := pinned.Dial(ctx, addr)
+	conn, err := r.pinned().Dial(ctx, addr)
 	if err != nil {
 		return nil, err
 	}

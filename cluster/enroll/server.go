@@ -20,7 +20,7 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// Admit decides on an attempt: on the leader itself, or by relaying it there.
+// Admit decides on an attempt: on the leader itself, or by relaying it there. It is nil on a node that is no control node.
 type Admit func(ctx context.Context, attempt *iapmeshv1.RelayJoinRequest) (*iapmeshv1.JoinResponse, error)
 
 // The bounds of the server.
@@ -38,6 +38,7 @@ const (
 type Server struct {
 	iapmeshv1.UnimplementedEnrollServiceServer
 	admit    Admit
+	locate   func() []*iapmeshv1.ControlNode
 	logger   *slog.Logger
 	slots    chan struct{}
 	sources  limiter
@@ -45,10 +46,10 @@ type Server struct {
 	attempts *prometheus.CounterVec
 }
 
-// NewServer makes a server; registerer may be nil.
-func NewServer(admit Admit, logger *slog.Logger, registerer prometheus.Registerer) *Server {
+// NewServer makes a server; locate says where control nodes are; registerer may be nil.
+func NewServer(admit Admit, locate func() []*iapmeshv1.ControlNode, logger *slog.Logger, registerer prometheus.Registerer) *Server {
 	s := &Server{
-		admit: admit, logger: logger, slots: make(chan struct{}, maxInFlight),
+		admit: admit, locate: locate, logger: logger, slots: make(chan struct{}, maxInFlight),
 		sources: limiter{limit: perSource, burst: sourceBurst}, keys: limiter{limit: perKey, burst: keyBurst},
 		attempts: newAttempts(),
 	}
@@ -88,6 +89,9 @@ func (s *Server) Join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmesh
 }
 
 func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmeshv1.JoinResponse, error) {
+	if s.admit == nil {
+		return nil, fault.New(fault.Denied, "join: this node is no control node: ask it where those are (Locate)")
+	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	source, ekm, err := connection(ctx)
@@ -116,6 +120,18 @@ func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmesh
 		s.logger.Info("join attempt refused", "source", source.String(), "key", clip(body.KeyId), "error", err)
 	}
 	return resp, err
+}
+
+// Locate implements EnrollService.
+func (s *Server) Locate(ctx context.Context, _ *iapmeshv1.LocateRequest) (*iapmeshv1.LocateResponse, error) {
+	source, _, err := connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !s.sources.allow(source.String()) {
+		return nil, fault.New(fault.Unavailable, "locate: too many attempts: wait a few seconds")
+	}
+	return &iapmeshv1.LocateResponse{ControlNodes: s.locate()}, nil
 }
 
 func clip(s string) string {

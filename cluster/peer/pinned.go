@@ -16,10 +16,11 @@ type Pinned struct {
 	Pin     [32]byte                                                          // keyring.Pin of the mesh root
 	NetDial func(ctx context.Context, network, addr string) (net.Conn, error) // nil: net.Dialer
 	Clock   func() time.Time                                                  // nil: time.Now
+	AnyNode bool                                                              // a node that is no control node will do, too: to ask where those are
 }
 
 // Dial connects under ProtoJoin, without a certificate. The server's chain must lead, unexpired, to the pinned root, which it
-// sends, and its SPIFFE ID must be a control node's: that it merely chains to the root is not enough.
+// sends, and its SPIFFE ID must be a control node's: that it merely chains to the root is not enough (keyring.ErrNoControlNode).
 func (p Pinned) Dial(ctx context.Context, addr string) (*Conn, error) {
 	if p.NetDial == nil {
 		p.NetDial = new(net.Dialer).DialContext
@@ -34,7 +35,11 @@ func (p Pinned) Dial(ctx context.Context, addr string) (*Conn, error) {
 		return nil, fault.New(fault.Unavailable, "dial %s: %w", addr, err)
 	}
 	c, err := handshake(ctx, raw, ProtoJoin, nil, func(cred *credential) (Info, error) {
-		_, err := keyring.VerifyPinned(cred.chain, p.Pin, p.Clock())
+		verify := keyring.VerifyPinned
+		if p.AnyNode {
+			verify = keyring.VerifyPinnedNode
+		}
+		_, err := verify(cred.chain, p.Pin, p.Clock())
 		return Info{}, err
 	})
 	if err != nil {

@@ -103,9 +103,14 @@ func (m *Mesh) Regions() []*Region {
 
 // AddNode joins a node of the given roles by the bootstrap key, and returns it as a region of its own name.
 func (m *Mesh) AddNode(name string, roles ...string) *Region {
+	return m.AddNodeBy(m.regions[m.order[0]], name, roles...)
+}
+
+// AddNodeBy is AddNode with another node to ask.
+func (m *Mesh) AddNodeBy(known *Region, name string, roles ...string) *Region {
 	r := &Region{mesh: m, Name: name, config: m.config(name, len(m.order))}
 	r.config.Roles = roles
-	r.joinBy(m.regions[m.order[0]])
+	r.joinBy(known)
 	m.regions[name] = r
 	m.order = append(m.order, name)
 	m.world.admit(r)

@@ -24,6 +24,86 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type LocateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocateRequest) Reset() {
+	*x = LocateRequest{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocateRequest) ProtoMessage() {}
+
+func (x *LocateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
+func (*LocateRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{0}
+}
+
+type LocateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ControlNodes  []*ControlNode         `protobuf:"bytes,1,rep,name=control_nodes,json=controlNodes,proto3" json:"control_nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocateResponse) Reset() {
+	*x = LocateResponse{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocateResponse) ProtoMessage() {}
+
+func (x *LocateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocateResponse.ProtoReflect.Descriptor instead.
+func (*LocateResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *LocateResponse) GetControlNodes() []*ControlNode {
+	if x != nil {
+		return x.ControlNodes
+	}
+	return nil
+}
+
 // JoinBody is what is signed: its exact bytes travel in JoinRequest.body.
 type JoinBody struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -43,7 +123,7 @@ type JoinBody struct {
 
 func (x *JoinBody) Reset() {
 	*x = JoinBody{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[0]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -55,7 +135,7 @@ func (x *JoinBody) String() string {
 func (*JoinBody) ProtoMessage() {}
 
 func (x *JoinBody) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[0]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -68,7 +148,7 @@ func (x *JoinBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinBody.ProtoReflect.Descriptor instead.
 func (*JoinBody) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{0}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *JoinBody) GetVersion() uint32 {
@@ -154,7 +234,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[1]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -166,7 +246,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[1]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -179,7 +259,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{1}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *JoinRequest) GetBody() []byte {
@@ -226,7 +306,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[2]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +318,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[2]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +331,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{2}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *JoinResponse) GetNodeId() string {
@@ -315,7 +395,7 @@ type ControlNode struct {
 
 func (x *ControlNode) Reset() {
 	*x = ControlNode{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +407,7 @@ func (x *ControlNode) String() string {
 func (*ControlNode) ProtoMessage() {}
 
 func (x *ControlNode) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +420,7 @@ func (x *ControlNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlNode.ProtoReflect.Descriptor instead.
 func (*ControlNode) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{3}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ControlNode) GetNodeId() string {
@@ -372,7 +452,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +464,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +477,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{4}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{6}
 }
 
 type ConfirmResponse struct {
@@ -409,7 +489,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +501,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +514,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{5}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ConfirmResponse) GetRevision() *Revision {
@@ -456,7 +536,7 @@ type RelayJoinRequest struct {
 
 func (x *RelayJoinRequest) Reset() {
 	*x = RelayJoinRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +548,7 @@ func (x *RelayJoinRequest) String() string {
 func (*RelayJoinRequest) ProtoMessage() {}
 
 func (x *RelayJoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +561,7 @@ func (x *RelayJoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayJoinRequest.ProtoReflect.Descriptor instead.
 func (*RelayJoinRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{6}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RelayJoinRequest) GetJoin() *JoinRequest {
@@ -519,7 +599,7 @@ type FollowRequest struct {
 
 func (x *FollowRequest) Reset() {
 	*x = FollowRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +611,7 @@ func (x *FollowRequest) String() string {
 func (*FollowRequest) ProtoMessage() {}
 
 func (x *FollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +624,7 @@ func (x *FollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRequest.ProtoReflect.Descriptor instead.
 func (*FollowRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{7}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FollowRequest) GetMessage() isFollowRequest_Message {
@@ -600,7 +680,7 @@ type FollowStart struct {
 
 func (x *FollowStart) Reset() {
 	*x = FollowStart{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +692,7 @@ func (x *FollowStart) String() string {
 func (*FollowStart) ProtoMessage() {}
 
 func (x *FollowStart) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +705,7 @@ func (x *FollowStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowStart.ProtoReflect.Descriptor instead.
 func (*FollowStart) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{8}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FollowStart) GetAfter() *Revision {
@@ -659,7 +739,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +751,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +764,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{9}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Ping) GetNonce() uint64 {
@@ -708,7 +788,7 @@ type FollowResponse struct {
 
 func (x *FollowResponse) Reset() {
 	*x = FollowResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +800,7 @@ func (x *FollowResponse) String() string {
 func (*FollowResponse) ProtoMessage() {}
 
 func (x *FollowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +813,7 @@ func (x *FollowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowResponse.ProtoReflect.Descriptor instead.
 func (*FollowResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{10}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FollowResponse) GetMessage() isFollowResponse_Message {
@@ -791,7 +871,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +883,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +896,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{11}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Change) GetRevision() *Revision {
@@ -867,7 +947,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +959,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +972,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{12}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Entry) GetKey() string {
@@ -938,7 +1018,7 @@ type Pong struct {
 
 func (x *Pong) Reset() {
 	*x = Pong{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1030,7 @@ func (x *Pong) String() string {
 func (*Pong) ProtoMessage() {}
 
 func (x *Pong) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1043,7 @@ func (x *Pong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pong.ProtoReflect.Descriptor instead.
 func (*Pong) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{13}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Pong) GetNonce() uint64 {
@@ -1019,7 +1099,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1111,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1124,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReportRequest) GetReport() *NodeReport {
@@ -1079,7 +1159,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1171,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1184,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeReport) GetRevision() *Revision {
@@ -1180,7 +1260,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1272,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1285,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportResponse) GetPong() *Pong {
@@ -1224,7 +1304,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1316,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1329,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -1269,7 +1349,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1361,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1374,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RenewResponse) GetCertificate() []byte {
@@ -1322,7 +1402,7 @@ type AnnounceSigningKeyRequest struct {
 
 func (x *AnnounceSigningKeyRequest) Reset() {
 	*x = AnnounceSigningKeyRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1334,7 +1414,7 @@ func (x *AnnounceSigningKeyRequest) String() string {
 func (*AnnounceSigningKeyRequest) ProtoMessage() {}
 
 func (x *AnnounceSigningKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1347,7 +1427,7 @@ func (x *AnnounceSigningKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceSigningKeyRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceSigningKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AnnounceSigningKeyRequest) GetKid() string {
@@ -1380,7 +1460,7 @@ type AnnounceSigningKeyResponse struct {
 
 func (x *AnnounceSigningKeyResponse) Reset() {
 	*x = AnnounceSigningKeyResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1472,7 @@ func (x *AnnounceSigningKeyResponse) String() string {
 func (*AnnounceSigningKeyResponse) ProtoMessage() {}
 
 func (x *AnnounceSigningKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1485,7 @@ func (x *AnnounceSigningKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceSigningKeyResponse.ProtoReflect.Descriptor instead.
 func (*AnnounceSigningKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AnnounceSigningKeyResponse) GetRevision() *Revision {
@@ -1425,7 +1505,7 @@ type EndSessionRequest struct {
 
 func (x *EndSessionRequest) Reset() {
 	*x = EndSessionRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1517,7 @@ func (x *EndSessionRequest) String() string {
 func (*EndSessionRequest) ProtoMessage() {}
 
 func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1530,7 @@ func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionRequest.ProtoReflect.Descriptor instead.
 func (*EndSessionRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EndSessionRequest) GetSessionId() string {
@@ -1476,7 +1556,7 @@ type EndSessionResponse struct {
 
 func (x *EndSessionResponse) Reset() {
 	*x = EndSessionResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1568,7 @@ func (x *EndSessionResponse) String() string {
 func (*EndSessionResponse) ProtoMessage() {}
 
 func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1581,7 @@ func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionResponse.ProtoReflect.Descriptor instead.
 func (*EndSessionResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EndSessionResponse) GetRevision() *Revision {
@@ -1519,7 +1599,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1611,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1624,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 type LeaveResponse struct {
@@ -1556,7 +1636,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1648,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1661,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LeaveResponse) GetRevision() *Revision {
@@ -1606,7 +1686,7 @@ type GossipMeta struct {
 
 func (x *GossipMeta) Reset() {
 	*x = GossipMeta{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +1698,7 @@ func (x *GossipMeta) String() string {
 func (*GossipMeta) ProtoMessage() {}
 
 func (x *GossipMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +1711,7 @@ func (x *GossipMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipMeta.ProtoReflect.Descriptor instead.
 func (*GossipMeta) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GossipMeta) GetNodeId() string {
@@ -1681,7 +1761,10 @@ var File_iapmesh_v1_mesh_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x15iapmesh/v1/mesh.proto\x12\n" +
-	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16iapmesh/v1/state.proto\"\xcb\x02\n" +
+	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16iapmesh/v1/state.proto\"\x0f\n" +
+	"\rLocateRequest\"N\n" +
+	"\x0eLocateResponse\x12<\n" +
+	"\rcontrol_nodes\x18\x01 \x03(\v2\x17.iapmesh.v1.ControlNodeR\fcontrolNodes\"\xcb\x02\n" +
 	"\bJoinBody\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x17\n" +
 	"\ajoin_id\x18\x02 \x01(\fR\x06joinId\x12\x15\n" +
@@ -1796,9 +1879,10 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x05roles\x18\x03 \x03(\x0e2\x10.iapmesh.v1.RoleR\x05roles\x12!\n" +
 	"\fmesh_address\x18\x04 \x01(\tR\vmeshAddress\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12#\n" +
-	"\rproxy_address\x18\x06 \x01(\tR\fproxyAddress2J\n" +
+	"\rproxy_address\x18\x06 \x01(\tR\fproxyAddress2\x8b\x01\n" +
 	"\rEnrollService\x129\n" +
-	"\x04Join\x12\x17.iapmesh.v1.JoinRequest\x1a\x18.iapmesh.v1.JoinResponse2\xce\x04\n" +
+	"\x04Join\x12\x17.iapmesh.v1.JoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12?\n" +
+	"\x06Locate\x12\x19.iapmesh.v1.LocateRequest\x1a\x1a.iapmesh.v1.LocateResponse2\xce\x04\n" +
 	"\vMeshService\x12B\n" +
 	"\aConfirm\x12\x1a.iapmesh.v1.ConfirmRequest\x1a\x1b.iapmesh.v1.ConfirmResponse\x12C\n" +
 	"\tRelayJoin\x12\x1c.iapmesh.v1.RelayJoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12C\n" +
@@ -1822,87 +1906,92 @@ func file_iapmesh_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_iapmesh_v1_mesh_proto_rawDescData
 }
 
-var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_iapmesh_v1_mesh_proto_goTypes = []any{
-	(*JoinBody)(nil),                   // 0: iapmesh.v1.JoinBody
-	(*JoinRequest)(nil),                // 1: iapmesh.v1.JoinRequest
-	(*JoinResponse)(nil),               // 2: iapmesh.v1.JoinResponse
-	(*ControlNode)(nil),                // 3: iapmesh.v1.ControlNode
-	(*ConfirmRequest)(nil),             // 4: iapmesh.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),            // 5: iapmesh.v1.ConfirmResponse
-	(*RelayJoinRequest)(nil),           // 6: iapmesh.v1.RelayJoinRequest
-	(*FollowRequest)(nil),              // 7: iapmesh.v1.FollowRequest
-	(*FollowStart)(nil),                // 8: iapmesh.v1.FollowStart
-	(*Ping)(nil),                       // 9: iapmesh.v1.Ping
-	(*FollowResponse)(nil),             // 10: iapmesh.v1.FollowResponse
-	(*Change)(nil),                     // 11: iapmesh.v1.Change
-	(*Entry)(nil),                      // 12: iapmesh.v1.Entry
-	(*Pong)(nil),                       // 13: iapmesh.v1.Pong
-	(*ReportRequest)(nil),              // 14: iapmesh.v1.ReportRequest
-	(*NodeReport)(nil),                 // 15: iapmesh.v1.NodeReport
-	(*ReportResponse)(nil),             // 16: iapmesh.v1.ReportResponse
-	(*RenewRequest)(nil),               // 17: iapmesh.v1.RenewRequest
-	(*RenewResponse)(nil),              // 18: iapmesh.v1.RenewResponse
-	(*AnnounceSigningKeyRequest)(nil),  // 19: iapmesh.v1.AnnounceSigningKeyRequest
-	(*AnnounceSigningKeyResponse)(nil), // 20: iapmesh.v1.AnnounceSigningKeyResponse
-	(*EndSessionRequest)(nil),          // 21: iapmesh.v1.EndSessionRequest
-	(*EndSessionResponse)(nil),         // 22: iapmesh.v1.EndSessionResponse
-	(*LeaveRequest)(nil),               // 23: iapmesh.v1.LeaveRequest
-	(*LeaveResponse)(nil),              // 24: iapmesh.v1.LeaveResponse
-	(*GossipMeta)(nil),                 // 25: iapmesh.v1.GossipMeta
-	(Role)(0),                          // 26: iapmesh.v1.Role
-	(*Addresses)(nil),                  // 27: iapmesh.v1.Addresses
-	(*Revision)(nil),                   // 28: iapmesh.v1.Revision
-	(*timestamppb.Timestamp)(nil),      // 29: google.protobuf.Timestamp
+	(*LocateRequest)(nil),              // 0: iapmesh.v1.LocateRequest
+	(*LocateResponse)(nil),             // 1: iapmesh.v1.LocateResponse
+	(*JoinBody)(nil),                   // 2: iapmesh.v1.JoinBody
+	(*JoinRequest)(nil),                // 3: iapmesh.v1.JoinRequest
+	(*JoinResponse)(nil),               // 4: iapmesh.v1.JoinResponse
+	(*ControlNode)(nil),                // 5: iapmesh.v1.ControlNode
+	(*ConfirmRequest)(nil),             // 6: iapmesh.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),            // 7: iapmesh.v1.ConfirmResponse
+	(*RelayJoinRequest)(nil),           // 8: iapmesh.v1.RelayJoinRequest
+	(*FollowRequest)(nil),              // 9: iapmesh.v1.FollowRequest
+	(*FollowStart)(nil),                // 10: iapmesh.v1.FollowStart
+	(*Ping)(nil),                       // 11: iapmesh.v1.Ping
+	(*FollowResponse)(nil),             // 12: iapmesh.v1.FollowResponse
+	(*Change)(nil),                     // 13: iapmesh.v1.Change
+	(*Entry)(nil),                      // 14: iapmesh.v1.Entry
+	(*Pong)(nil),                       // 15: iapmesh.v1.Pong
+	(*ReportRequest)(nil),              // 16: iapmesh.v1.ReportRequest
+	(*NodeReport)(nil),                 // 17: iapmesh.v1.NodeReport
+	(*ReportResponse)(nil),             // 18: iapmesh.v1.ReportResponse
+	(*RenewRequest)(nil),               // 19: iapmesh.v1.RenewRequest
+	(*RenewResponse)(nil),              // 20: iapmesh.v1.RenewResponse
+	(*AnnounceSigningKeyRequest)(nil),  // 21: iapmesh.v1.AnnounceSigningKeyRequest
+	(*AnnounceSigningKeyResponse)(nil), // 22: iapmesh.v1.AnnounceSigningKeyResponse
+	(*EndSessionRequest)(nil),          // 23: iapmesh.v1.EndSessionRequest
+	(*EndSessionResponse)(nil),         // 24: iapmesh.v1.EndSessionResponse
+	(*LeaveRequest)(nil),               // 25: iapmesh.v1.LeaveRequest
+	(*LeaveResponse)(nil),              // 26: iapmesh.v1.LeaveResponse
+	(*GossipMeta)(nil),                 // 27: iapmesh.v1.GossipMeta
+	(Role)(0),                          // 28: iapmesh.v1.Role
+	(*Addresses)(nil),                  // 29: iapmesh.v1.Addresses
+	(*Revision)(nil),                   // 30: iapmesh.v1.Revision
+	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
 }
 var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
-	26, // 0: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
-	27, // 1: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
-	28, // 2: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
-	3,  // 3: iapmesh.v1.JoinResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	28, // 4: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
-	1,  // 5: iapmesh.v1.RelayJoinRequest.join:type_name -> iapmesh.v1.JoinRequest
-	8,  // 6: iapmesh.v1.FollowRequest.start:type_name -> iapmesh.v1.FollowStart
-	9,  // 7: iapmesh.v1.FollowRequest.ping:type_name -> iapmesh.v1.Ping
-	28, // 8: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
-	11, // 9: iapmesh.v1.FollowResponse.change:type_name -> iapmesh.v1.Change
-	13, // 10: iapmesh.v1.FollowResponse.pong:type_name -> iapmesh.v1.Pong
-	28, // 11: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
-	12, // 12: iapmesh.v1.Change.entries:type_name -> iapmesh.v1.Entry
-	28, // 13: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
-	28, // 14: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
-	15, // 15: iapmesh.v1.ReportRequest.report:type_name -> iapmesh.v1.NodeReport
-	28, // 16: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
-	29, // 17: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	29, // 18: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
-	13, // 19: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
-	28, // 20: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
-	28, // 21: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
-	28, // 22: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
-	26, // 23: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
-	1,  // 24: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
-	4,  // 25: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
-	6,  // 26: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
-	7,  // 27: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
-	14, // 28: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
-	17, // 29: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
-	19, // 30: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
-	21, // 31: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
-	23, // 32: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
-	2,  // 33: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
-	5,  // 34: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
-	2,  // 35: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
-	10, // 36: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
-	16, // 37: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
-	18, // 38: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
-	20, // 39: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
-	22, // 40: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
-	24, // 41: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
-	33, // [33:42] is the sub-list for method output_type
-	24, // [24:33] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	5,  // 0: iapmesh.v1.LocateResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
+	28, // 1: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
+	29, // 2: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
+	30, // 3: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
+	5,  // 4: iapmesh.v1.JoinResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
+	30, // 5: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
+	3,  // 6: iapmesh.v1.RelayJoinRequest.join:type_name -> iapmesh.v1.JoinRequest
+	10, // 7: iapmesh.v1.FollowRequest.start:type_name -> iapmesh.v1.FollowStart
+	11, // 8: iapmesh.v1.FollowRequest.ping:type_name -> iapmesh.v1.Ping
+	30, // 9: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
+	13, // 10: iapmesh.v1.FollowResponse.change:type_name -> iapmesh.v1.Change
+	15, // 11: iapmesh.v1.FollowResponse.pong:type_name -> iapmesh.v1.Pong
+	30, // 12: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
+	14, // 13: iapmesh.v1.Change.entries:type_name -> iapmesh.v1.Entry
+	30, // 14: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
+	30, // 15: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
+	17, // 16: iapmesh.v1.ReportRequest.report:type_name -> iapmesh.v1.NodeReport
+	30, // 17: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
+	31, // 18: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	31, // 19: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
+	15, // 20: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
+	30, // 21: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
+	30, // 22: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
+	30, // 23: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
+	28, // 24: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
+	3,  // 25: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
+	0,  // 26: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
+	6,  // 27: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
+	8,  // 28: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
+	9,  // 29: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
+	16, // 30: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
+	19, // 31: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
+	21, // 32: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
+	23, // 33: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
+	25, // 34: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
+	4,  // 35: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
+	1,  // 36: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
+	7,  // 37: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
+	4,  // 38: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
+	12, // 39: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
+	18, // 40: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
+	20, // 41: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
+	22, // 42: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
+	24, // 43: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
+	26, // 44: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
+	35, // [35:45] is the sub-list for method output_type
+	25, // [25:35] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_mesh_proto_init() }
@@ -1911,11 +2000,11 @@ func file_iapmesh_v1_mesh_proto_init() {
 		return
 	}
 	file_iapmesh_v1_state_proto_init()
-	file_iapmesh_v1_mesh_proto_msgTypes[7].OneofWrappers = []any{
+	file_iapmesh_v1_mesh_proto_msgTypes[9].OneofWrappers = []any{
 		(*FollowRequest_Start)(nil),
 		(*FollowRequest_Ping)(nil),
 	}
-	file_iapmesh_v1_mesh_proto_msgTypes[10].OneofWrappers = []any{
+	file_iapmesh_v1_mesh_proto_msgTypes[12].OneofWrappers = []any{
 		(*FollowResponse_Change)(nil),
 		(*FollowResponse_Pong)(nil),
 	}
@@ -1925,7 +2014,7 @@ func file_iapmesh_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_mesh_proto_rawDesc), len(file_iapmesh_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

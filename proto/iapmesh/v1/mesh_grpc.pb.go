@@ -21,17 +21,20 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	EnrollService_Join_FullMethodName = "/iapmesh.v1.EnrollService/Join"
+	EnrollService_Join_FullMethodName   = "/iapmesh.v1.EnrollService/Join"
+	EnrollService_Locate_FullMethodName = "/iapmesh.v1.EnrollService/Locate"
 )
 
 // EnrollServiceClient is the client API for EnrollService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// EnrollService is served under ALPN iapmesh-join/1 (Join) and to enrolled nodes (Confirm).
+// EnrollService is served under ALPN iapmesh-join/1 to whoever holds a key. Join is for control nodes alone.
 type EnrollServiceClient interface {
 	// Join turns a provisioning key's signature into a node certificate.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
+	// Locate says where control nodes are. Every node answers it; what it says is a hint, proved by the join that follows.
+	Locate(ctx context.Context, in *LocateRequest, opts ...grpc.CallOption) (*LocateResponse, error)
 }
 
 type enrollServiceClient struct {
@@ -52,14 +55,26 @@ func (c *enrollServiceClient) Join(ctx context.Context, in *JoinRequest, opts ..
 	return out, nil
 }
 
+func (c *enrollServiceClient) Locate(ctx context.Context, in *LocateRequest, opts ...grpc.CallOption) (*LocateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LocateResponse)
+	err := c.cc.Invoke(ctx, EnrollService_Locate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnrollServiceServer is the server API for EnrollService service.
 // All implementations must embed UnimplementedEnrollServiceServer
 // for forward compatibility.
 //
-// EnrollService is served under ALPN iapmesh-join/1 (Join) and to enrolled nodes (Confirm).
+// EnrollService is served under ALPN iapmesh-join/1 to whoever holds a key. Join is for control nodes alone.
 type EnrollServiceServer interface {
 	// Join turns a provisioning key's signature into a node certificate.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
+	// Locate says where control nodes are. Every node answers it; what it says is a hint, proved by the join that follows.
+	Locate(context.Context, *LocateRequest) (*LocateResponse, error)
 	mustEmbedUnimplementedEnrollServiceServer()
 }
 
@@ -72,6 +87,9 @@ type UnimplementedEnrollServiceServer struct{}
 
 func (UnimplementedEnrollServiceServer) Join(context.Context, *JoinRequest) (*JoinResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
+}
+func (UnimplementedEnrollServiceServer) Locate(context.Context, *LocateRequest) (*LocateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Locate not implemented")
 }
 func (UnimplementedEnrollServiceServer) mustEmbedUnimplementedEnrollServiceServer() {}
 func (UnimplementedEnrollServiceServer) testEmbeddedByValue()                       {}
@@ -112,6 +130,24 @@ func _EnrollService_Join_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EnrollService_Locate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LocateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollServiceServer).Locate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollService_Locate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollServiceServer).Locate(ctx, req.(*LocateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EnrollService_ServiceDesc is the grpc.ServiceDesc for EnrollService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -122,6 +158,10 @@ var EnrollService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Join",
 			Handler:    _EnrollService_Join_Handler,
+		},
+		{
+			MethodName: "Locate",
+			Handler:    _EnrollService_Locate_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
