@@ -142,6 +142,12 @@ func (m *devMesh) stop() {
 	if _, err := os.Stat(filepath.Join(m.dir, "dev.json")); !errors.Is(err, fs.ErrNotExist) {
 		m.t.Errorf("dev has ended and dev.json is still there (%v)", err)
 	}
+	m.nodesEnd()
+}
+
+// nodesEnd waits until no process of a node is left.
+func (m *devMesh) nodesEnd() {
+	m.t.Helper()
 	for _, r := range m.Regions {
 		eventually(m.t, endWithin, "the node of "+r.Name+" ends with dev", func() error {
 			if err := syscall.Kill(r.PID, 0); !errors.Is(err, syscall.ESRCH) {
@@ -154,10 +160,24 @@ func (m *devMesh) stop() {
 
 // try runs a command line of the administrator.
 func (m *devMesh) try(args ...string) (string, error) {
+	return m.tryAs("IAPMESH_PROFILE="+m.AdminProfile, args...)
+}
+
+// runByDefault names no profile.
+func (m *devMesh) runByDefault(args ...string) string {
+	m.t.Helper()
+	out, err := m.tryAs("IAPMESH_PROFILE=", args...)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return out
+}
+
+func (m *devMesh) tryAs(profile string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary(m.t), args...)
-	cmd.Env = append(slices.Clone(m.env), "IAPMESH_PROFILE="+m.AdminProfile)
+	cmd.Env = append(slices.Clone(m.env), profile)
 	cmd.Dir = m.dir
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

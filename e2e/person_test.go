@@ -114,6 +114,12 @@ func (p *person) tries(in region, host, path string) (answer, error) {
 	return a, err
 }
 
+func (p *person) answered() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.answers)
+}
+
 // asks is tries, and must get an answer of that status.
 func (p *person) asks(in region, host, path string, want int) answer {
 	p.t.Helper()

@@ -2,18 +2,23 @@ package e2e_test
 
 import (
 	"net/http"
+	"os"
+	"strings"
 	"testing"
 	"time"
 )
 
 // TestDevRestart stops a mesh and starts it again from its directory: sessions hold, passwords hold, and what was refused stays so.
+// In the end dev is killed, and takes its nodes with it.
 func TestDevRestart(t *testing.T) {
 	m := startMesh(t)
 	ana, bob := m.person("ana"), m.person("bob")
 	ana.signsIn(m.In("eu-west"), m.Hosts.Echo)
 	bob.signsIn(m.In("us-east"), m.Hosts.Echo)
 	m.run("revoke", "user", "dev/"+bob.Subject, "--block", "--wait")
+	m.run("key", "revoke", m.bootstrapKey(t), "--cascade", "keep", "--reason", "of no more use")
 	before := m.run("get", "Route", "billing", "-o", "json")
+	old := m.bootstrapKey(t)
 
 	m.stop()
 	started := time.Now()
@@ -32,4 +37,24 @@ func TestDevRestart(t *testing.T) {
 		t.Errorf("the route billing was %s and is %s", before, after)
 	}
 	m.run("audit", "verify")
+	if m.bootstrapKey(t) == old {
+		t.Error("the bootstrap key was revoked, and is still what dev hands out")
+	}
+	joinFourthNode(t, m)
+
+	if err := m.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-m.exited
+	m.nodesEnd()
+}
+
+// bootstrapKey is the id of the key that dev hands out.
+func (m *devMesh) bootstrapKey(t *testing.T) string {
+	t.Helper()
+	secret, err := os.ReadFile(m.BootstrapKeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(string(secret), "_")[1]
 }

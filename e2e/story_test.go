@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -27,6 +26,9 @@ func TestStory(t *testing.T) {
 	started := time.Now()
 	m := startMesh(t)
 	t.Logf("dev ready, as the test sees it: %.1f s; as it says: %s", time.Since(started).Seconds(), readyLine(m.out.String()))
+	if out := m.runByDefault("status"); !strings.Contains(out, "ap-south") {
+		t.Errorf("without a profile named, status says:\n%s", out)
+	}
 	west, east, south := m.In("eu-west"), m.In("us-east"), m.In("ap-south")
 	all := []region{west, east, south}
 
@@ -231,11 +233,7 @@ func startProcess(t *testing.T, m *devMesh, name string, args ...string) *exec.C
 // rotateProvisioningKey gives the bootstrap key a successor: the file holds a key that checks offline, and both are known.
 func rotateProvisioningKey(t *testing.T, m *devMesh) {
 	t.Helper()
-	secret, err := os.ReadFile(m.BootstrapKeyFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	old := strings.Split(strings.TrimSpace(string(secret)), "_")[1]
+	old := m.bootstrapKey(t)
 	successor := filepath.Join(t.TempDir(), "successor.key")
 	m.run("key", "rotate", old, "--grace", "1h", "--key-out", successor)
 	m.run("key", "inspect", "--file", successor)

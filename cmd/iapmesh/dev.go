@@ -46,7 +46,7 @@ Without --data-dir everything is removed at the end, but for the development CA,
 	}
 	cmd.Flags().StringVar(&f.config.DataDir, "data-dir", "", "`DIR` in which the mesh goes on where it was (default: a temporary one)")
 	cmd.Flags().IntVar(&f.config.BasePort, "base-port", 0, "`PORT` of the first region's API, from which all others are counted (default 17443)")
-	cmd.Flags().StringVar(&f.config.LogLevel, "log-level", "info", "`LEVEL` of the nodes' logs: debug, info, warn or error")
+	cmd.Flags().StringVar(&f.config.LogLevel, "log-level", "", "`LEVEL` of the nodes' logs: debug, info, warn or error (default info)")
 	cmd.PersistentFlags().StringVar(&f.config.CADir, "ca-dir", "", "`DIR` of the development CA (default: iapmesh/dev-ca in the user's configuration)")
 	return cmd
 }

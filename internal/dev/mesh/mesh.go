@@ -50,7 +50,7 @@ type Config struct {
 	BasePort int    // 0: the data directory's own, or DefaultBasePort
 	Binary   string // iapmesh; what starts the nodes
 	CADir    string // of the development CA, which outlives the mesh; see CADir
-	LogLevel string // of the nodes; info if empty
+	LogLevel string // of the nodes; what their node.yaml says if empty
 	Out      io.Writer
 	Log      io.Writer // of the nodes, and of what goes wrong
 	Color    bool

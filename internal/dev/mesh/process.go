@@ -24,13 +24,13 @@ type process struct {
 
 const parentFD = "3"
 
-// startNode starts a node by its file. Its log goes to log, line by line.
-func startNode(binary, region, file string, log io.Writer) (*process, error) {
+// startNode starts a node by its file and flags on top of it. Its log goes to log, line by line.
+func startNode(binary, region, file string, log io.Writer, flags ...string) (*process, error) {
 	theirs, ours, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start node of %s: %w", region, err)
 	}
-	cmd := exec.Command(binary, "node", "--config", file, "--parent-fd", parentFD)
+	cmd := exec.Command(binary, append([]string{"node", "--config", file, "--parent-fd", parentFD}, flags...)...)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stdout, cmd.Stderr = log, log
 	// A group of its own, so that Ctrl-C at the terminal reaches us alone, and we end the nodes in order.
@@ -61,11 +61,15 @@ func (p *process) outcome() string {
 	return p.err.Error()
 }
 
-// startNodes writes each node's file, if it is not there yet, and starts all.
+// startNodes starts the node of each region.
 func (m *Mesh) startNodes() error {
+	var flags []string
+	if m.config.LogLevel != "" {
+		flags = []string{"--log-level", m.config.LogLevel}
+	}
 	for i, region := range regions {
 		log := &lines{out: m.config.Log, prefix: label(region, m.config.Color)}
-		p, err := startNode(m.config.Binary, region, m.nodeFile(i), log)
+		p, err := startNode(m.config.Binary, region, m.nodeFile(i), log, flags...)
 		if err != nil {
 			return err
 		}

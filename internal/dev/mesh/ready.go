@@ -35,6 +35,9 @@ func (m *Mesh) bring(ctx context.Context) error {
 	if err := m.configure(ctx); err != nil {
 		return err
 	}
+	if err := m.keepBootstrapKey(ctx); err != nil {
+		return err
+	}
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { return m.poll(ctx, "three control nodes vote", m.everybodyVotes) })
 	for i, region := range regions {

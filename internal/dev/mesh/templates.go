@@ -18,7 +18,7 @@ var nodeTemplate string
 //go:embed mesh.yaml.tmpl
 var meshTemplate string
 
-// render fills in a template. yaml.v, q and indent are all that the two need.
+// render fills in a template.
 func render(name, text string, data any) ([]byte, error) {
 	t, err := template.New(name).Funcs(template.FuncMap{
 		"q": strconv.Quote, // a Go string without controls is a YAML one
@@ -42,15 +42,12 @@ func (m *Mesh) writeNodeFile(i int) error {
 		return err
 	}
 	data := struct {
-		Name, Region, DataDir, Mesh, Gossip, Proxy, Ops, Join, Key, Cert, CertKey, LogLevel string
-		First                                                                               bool
+		Name, Region, DataDir, Mesh, Gossip, Proxy, Ops, Join, Key, Cert, CertKey string
+		First                                                                     bool
 	}{
 		Name: regions[i] + "-1", Region: regions[i], DataDir: m.path(regions[i] + "/data"),
 		Mesh: local(m.ports.api(i)), Gossip: local(m.ports.gossip(i)), Proxy: local(m.ports.proxy(i)), Ops: local(m.ports.ops(i)),
-		Join: local(m.ports.api(0)), Key: m.path(keyFile), Cert: m.leafCert, CertKey: m.leafKey, LogLevel: m.config.LogLevel, First: i == 0,
-	}
-	if data.LogLevel == "" {
-		data.LogLevel = "info"
+		Join: local(m.ports.api(0)), Key: m.path(keyFile), Cert: m.leafCert, CertKey: m.leafKey, First: i == 0,
 	}
 	text, err := render("node.yaml", nodeTemplate, data)
 	if err != nil {
