@@ -28,6 +28,7 @@ func exchangeOf(ctx context.Context) *exchange {
 
 // forward registers the exchange among what is open, and hands it to the application.
 func (x *exchange) forward() {
+	onlyWebSockets(x.in)
 	x.stream = streams(x.in)
 	live, release := x.p.cfg.Live.Register(x.ctx, session.Entry{
 		View: x.view, Session: x.session, Route: x.route.route, Stream: x.stream, Decide: x.redecide,
@@ -76,6 +77,15 @@ func (x *exchange) lost() error {
 	return nil
 }
 
+// onlyWebSockets lets a request ask for no other protocol: over a connection upgraded to h2c, say, a client would send its
+// application requests that nobody has decided on.
+func onlyWebSockets(r *http.Request) {
+	if asked := r.Header["Upgrade"]; len(asked) != 1 || !strings.EqualFold(asked[0], "websocket") {
+		delete(r.Header, "Upgrade")
+	}
+	delete(r.Header, "Http2-Settings")
+}
+
 // streams reports whether a request asks for something without an end.
 func streams(r *http.Request) bool {
 	return r.Header.Get("Upgrade") != "" || strings.Contains(r.Header.Get("Accept"), "text/event-stream") ||
@@ -92,9 +102,10 @@ func rewrite(pr *httputil.ProxyRequest) {
 	if x.route.route.PreserveHost {
 		out.Host = x.in.Host
 	}
-	out.Trailer = pr.In.Trailer // filled in when the body has been read
+	stripTrailer(pr.In.Trailer, x.plan.own)
+	out.Trailer = pr.In.Trailer // filled in when the body has been read, and stripped again then
 	if out.Body != nil {
-		out.Body = &counted{ReadCloser: out.Body, n: &x.w.received}
+		out.Body = &counted{ReadCloser: out.Body, n: &x.w.received, ended: func() { stripTrailer(pr.In.Trailer, x.plan.own) }}
 	}
 
 	var host, proto string
@@ -190,6 +201,9 @@ func (toUpstream) RoundTrip(r *http.Request) (*http.Response, error) {
 // answered is called with the head of the application's answer, before any of it is passed on.
 func answered(res *http.Response) error {
 	x := exchangeOf(res.Request.Context())
+	if res.StatusCode == http.StatusSwitchingProtocols && res.Request.Header.Get("Upgrade") == "" {
+		return fault.New(fault.Unavailable, "the application switched protocols unasked")
+	}
 	if err := x.durable(); err != nil {
 		return errors.Join(errNotRecorded, err)
 	}
@@ -245,14 +259,18 @@ func endedBy(cause error) answer {
 	return ended
 }
 
-// counted counts a request's body.
+// counted counts a request's body, and says when it was read to its end.
 type counted struct {
 	io.ReadCloser
-	n *atomic.Int64
+	n     *atomic.Int64
+	ended func()
 }
 
 func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.ReadCloser.Read(b)
 	c.n.Add(int64(n))
+	if err == io.EOF {
+		c.ended()
+	}
 	return n, err
 }

@@ -58,6 +58,18 @@ func stripIdentity(h http.Header, own map[string]bool) {
 	}
 }
 
+// stripTrailer is stripIdentity for a request's trailer, which application servers may merge into its headers: what steers a request
+// does not belong there either (RFC 9110 §6.5.1).
+func stripTrailer(h http.Header, own map[string]bool) {
+	stripIdentity(h, own)
+	var buf [128]byte
+	for name := range h {
+		if plainOnly[string(foldName(&buf, name))] {
+			delete(h, name)
+		}
+	}
+}
+
 func hasIdentityPrefix(folded []byte) bool {
 	if len(folded) == 0 {
 		return false

@@ -23,6 +23,7 @@ type writer struct {
 func (w *writer) WriteHeader(status int) {
 	if status < http.StatusOK && status != http.StatusSwitchingProtocols {
 		if w.x.durable() == nil {
+			stripAnswer(w.Header())
 			w.ResponseWriter.WriteHeader(status)
 		}
 		return
