@@ -74,8 +74,8 @@ func AnnounceSessionKey(n Node, pub ed25519.PublicKey, keys map[string]*SigningK
 	}, keys, now)
 }
 
-// AnnounceAssertionKey makes the record of the next assertion key for a region and selector; spki is PKIX DER of a P-256 key. The
-// first one of its slot signs at once: no application can yet hold a key set without it.
+// AnnounceAssertionKey makes the record of the next assertion key for a region and selector; spki is PKIX DER of a P-256 key. It
+// signs at once if its slot has no active key: applications that do not fetch an unknown key are no worse off than without any.
 func AnnounceAssertionKey(region, selector string, spki []byte, keys map[string]*SigningKey, now time.Time) (SigningKey, error) {
 	if err := ValidRegion(region); err != nil {
 		return SigningKey{}, err
@@ -111,7 +111,7 @@ func announce(k SigningKey, keys map[string]*SigningKey, now time.Time) (Signing
 		switch {
 		case o.State == SigningAnnounced:
 			return SigningKey{}, fault.New(fault.Conflict, "signing key %s: announce: %s is announced already", k.KID, o.KID)
-		case o.State == SigningActive, k.Kind == SigningAssertion:
+		case o.State == SigningActive:
 			signsAtOnce = false
 		}
 	}

@@ -126,8 +126,8 @@ func TestAssertionKeysTakeTurnsByRegionAndSelector(t *testing.T) {
 	if k := announce("eu-west", "", first); k.State != keyring.SigningAnnounced {
 		t.Errorf("the second is %s", k.State)
 	}
-	if k := announce("eu-west", "", inState(first, keyring.SigningRevoked)); k.State != keyring.SigningAnnounced {
-		t.Errorf("one after a revoked one is %s: applications hold a key set without it", k.State)
+	if k := announce("eu-west", "", inState(first, keyring.SigningRevoked)); k.State != keyring.SigningActive {
+		t.Errorf("one after a revoked one is %s: nothing else could sign meanwhile", k.State)
 	}
 	for slot, k := range map[string]keyring.SigningKey{
 		"another region": announce("us-east", "", first), "another selector": announce("eu-west", "x=y", first),
