@@ -87,7 +87,6 @@ func (c *cli) issueKey(ctx context.Context, req *iapmeshv1.IssueKeyRequest, out 
 	}
 	return c.handOver(secret, file, resp, func(t *table) {
 		t.line("issued %s", keyLine(resp.Key))
-		receiptLines(t, resp.Receipt)
 	})
 }
 
@@ -187,7 +186,11 @@ func newKeyShowCommand(c *cli) *cobra.Command {
 }
 
 func (c *cli) getKey(ctx context.Context, ref string) (*iapmeshv1.GetKeyResponse, error) {
-	return unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.GetKey, &iapmeshv1.GetKeyRequest{Key: ref})
+	resp, err := unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.GetKey, &iapmeshv1.GetKeyRequest{Key: ref})
+	if fault.Is(err, fault.NotFound) {
+		err = hint(err, "iapmesh key list shows them all.")
+	}
+	return resp, err
 }
 
 // inspected is what a key says of itself.
@@ -255,18 +258,22 @@ func pinned(p *profile.Profile, pin [32]byte) bool {
 }
 
 func keyLine(k *iapmeshv1.ProvisioningKey) string {
-	return fmt.Sprintf("key %s (%s): grants %s, %s uses, until %s", k.Id, k.Name, rolesText(k.Grants), usesText(k), k.ExpiresAt.AsTime().Format("2006-01-02 15:04 MST"))
+	return fmt.Sprintf("key %s (%s): grants %s, uses %s, until %s", k.Id, k.Name, rolesText(k.Grants), usesText(k), k.ExpiresAt.AsTime().Format("2006-01-02 15:04 MST"))
 }
 
 func usesText(k *iapmeshv1.ProvisioningKey) string {
 	if k.MaxUses == 0 {
-		return fmt.Sprintf("%d of any number of", k.Uses)
+		return fmt.Sprintf("%d, no limit", k.Uses)
 	}
 	return fmt.Sprintf("%d/%d", k.Uses, k.MaxUses)
 }
 
+// keyStateCell is a key's state. One whose time is over admits nobody, also before the leader has written that down.
 func keyStateCell(k *iapmeshv1.ProvisioningKey) cell {
 	out := cell{text: enumText(k.State, "KEY_STATE_")}
+	if k.State == iapmeshv1.KeyState_KEY_STATE_ACTIVE && k.ExpiresAt != nil && time.Now().After(k.ExpiresAt.AsTime().Add(keyring.Skew)) {
+		return cell{text: "expired", style: dim}
+	}
 	switch k.State {
 	case iapmeshv1.KeyState_KEY_STATE_ACTIVE:
 		out.style = green

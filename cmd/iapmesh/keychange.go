@@ -72,7 +72,6 @@ func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, ou
 	return c.handOver(secret, file, resp, func(t *table) {
 		t.line("%s is retiring; it admits nodes until %s", resp.Predecessor.Id, resp.Predecessor.GraceUntil.AsTime().Format(time.RFC3339))
 		t.line("successor %s", keyLine(resp.Successor))
-		receiptLines(t, resp.Receipt)
 	})
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -102,7 +103,7 @@ type question struct {
 }
 
 func newPolicyExplainCommand(c *cli) *cobra.Command {
-	var files, regions []string
+	var files []string
 	var q question
 	cmd := &cobra.Command{
 		Use: "explain -f FILE --url URL", Short: "Explain how a request would be decided, policy by policy",
@@ -112,11 +113,15 @@ func newPolicyExplainCommand(c *cli) *cobra.Command {
 			if err := required(cmd, "filename", "url"); err != nil {
 				return err
 			}
+			regions := []string{"local"} // where neither a flag nor a file names one
+			if q.region != "" {
+				regions[0] = q.region
+			}
 			config, err := c.compile(files, regions)
 			if err != nil {
 				return err
 			}
-			request, err := q.request(config)
+			request, err := q.request(config, regions[0])
 			if err != nil {
 				return err
 			}
@@ -129,7 +134,6 @@ func newPolicyExplainCommand(c *cli) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringSliceVarP(&files, "filename", "f", nil, fileUsage)
-	f.StringSliceVar(&regions, "region-name", nil, regionsUsage)
 	f.StringVar(&q.url, "url", "", "`URL` that is asked for (required)")
 	f.StringVar(&q.method, "method", "GET", "`METHOD` of the request")
 	f.StringVar(&q.subject, "subject", "", "`IDP/SUBJECT` that asks (default: nobody)")
@@ -139,12 +143,12 @@ func newPolicyExplainCommand(c *cli) *cobra.Command {
 	f.DurationVar(&q.authAge, "auth-age", 0, "how long ago they signed in")
 	f.DurationVar(&q.keyringAge, "keyring-age", 0, "how old the node's view is")
 	f.StringVar(&q.ip, "ip", "192.0.2.1", "`ADDRESS` that the request comes from")
-	f.StringVar(&q.region, "region", "", "`REGION` that serves it")
+	f.StringVar(&q.region, "region", "", "`REGION` that serves it (default: the route's first, or the mesh's)")
 	f.StringVar(&q.at, "at", "", "`TIME` of the request, RFC 3339 (default: now)")
 	return cmd
 }
 
-func (q *question) request(config *resource.Configuration) (*policy.Request, error) {
+func (q *question) request(config *resource.Configuration, otherwise string) (*policy.Request, error) {
 	u, err := url.Parse(q.url)
 	if err != nil || u.Host == "" {
 		return nil, usagef("--url %.80q: want one such as https://billing.example.com/invoices", q.url)
@@ -168,9 +172,13 @@ func (q *question) request(config *resource.Configuration) (*policy.Request, err
 	if route == nil {
 		return nil, fmt.Errorf("no route has host %s and path %s: a node would answer 404", host, path)
 	}
+	region := q.region
+	if region == "" {
+		region = cmp.Or(firstRegion(config, route), otherwise)
+	}
 	r := &policy.Request{
 		Anonymous: q.subject == "", Route: route.Name, Method: q.method, Host: host, Path: path,
-		SourceIP: ip, Region: q.region, Now: now, KeyringAge: q.keyringAge,
+		SourceIP: ip, Region: region, Now: now, KeyringAge: q.keyringAge,
 	}
 	if q.subject != "" {
 		r.Principal = identity.Identity{Subject: q.subject, Email: q.email, Groups: q.groups, AMR: q.amr, AuthTime: now.Add(-q.authAge)}
@@ -181,6 +189,19 @@ func (q *question) request(config *resource.Configuration) (*policy.Request, err
 		return nil, usagef("--group and --email need --subject")
 	}
 	return r, nil
+}
+
+// firstRegion is where a request is served unless somebody says so: where the application stands, or where the mesh does.
+func firstRegion(config *resource.Configuration, route *resource.Route) string {
+	for _, u := range route.Upstreams {
+		if u.Region != "" {
+			return u.Region
+		}
+	}
+	if config.Settings != nil && len(config.Settings.Regions) > 0 {
+		return config.Settings.Regions[0]
+	}
+	return ""
 }
 
 // explained is an explanation as -o json prints it.

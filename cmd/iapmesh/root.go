@@ -101,6 +101,7 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 			return usagef("no command %q", args[0])
 		},
 	}
+	cmd.SuggestionsMinimumDistance = 2
 	cmd.AddCommand(commands...)
 	return cmd
 }

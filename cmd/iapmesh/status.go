@@ -77,18 +77,12 @@ func statusTable(t *table, s *iapmeshv1.Status) {
 	t.line("mesh %s  trust domain %s  leader %s  term %d  revision %s", s.MeshId, s.TrustDomain, leader, s.Term, revisionText(s.Revision))
 	t.line("")
 	t.head("REGION", "NAME", "MARK", "ROLES", "STATE", "REVISION", "LAG", "AGE", "SESSIONS", "REQ/S", "CERTIFICATE", "VERSION", "ID")
-	region := ""
 	for _, n := range s.Nodes {
-		where := n.Node.Region
-		if where == region {
-			where = "\u00b7"
-		}
-		region = n.Node.Region
-		statusRow(t, where, n, s.At.AsTime())
+		statusRow(t, n, s.At.AsTime())
 	}
 }
 
-func statusRow(t *table, region string, n *iapmeshv1.NodeStatus, now time.Time) {
+func statusRow(t *table, n *iapmeshv1.NodeStatus, now time.Time) {
 	mark := ""
 	if n.Leader {
 		mark = "L"
@@ -109,7 +103,7 @@ func statusRow(t *table, region string, n *iapmeshv1.NodeStatus, now time.Time) 
 		}
 	}
 	if n.Report == nil {
-		t.row(region, n.Node.Name, mark, rolesText(n.Node.Roles), state, "", "", "", "", "", untilCell(n.Node.CertificateExpiresAt.AsTime(), now), "", n.Node.Id)
+		t.row(n.Node.Region, n.Node.Name, mark, rolesText(n.Node.Roles), state, "", "", "", "", "", untilCell(n.Node.CertificateExpiresAt.AsTime(), now), "", n.Node.Id)
 		return
 	}
 	r := n.Report
@@ -117,7 +111,7 @@ func statusRow(t *table, region string, n *iapmeshv1.NodeStatus, now time.Time) 
 	if n.Lag > 0 {
 		lag.style = yellow
 	}
-	t.row(region, n.Node.Name, mark, rolesText(n.Node.Roles), state, revisionText(r.Revision), lag,
+	t.row(n.Node.Region, n.Node.Name, mark, rolesText(n.Node.Roles), state, revisionText(r.Revision), lag,
 		spanText(time.Duration(r.ViewAgeMs)*time.Millisecond), r.Sessions, fmt.Sprintf("%.1f", r.RequestsPerSecond),
 		untilCell(r.CertificateExpiresAt.AsTime(), now), r.Version, n.Node.Id)
 }

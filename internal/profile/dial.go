@@ -112,9 +112,9 @@ func (c *Client) Call(ctx context.Context, f Func) error {
 		patience = 10 * time.Second
 	}
 	started := time.Now()
+	var last error // what the last node said that was asked
 	for {
-		last, follow := errors.New("no control node is known"), 0
-		distrusted := 0
+		follow, distrusted := 0, 0
 		queue := c.candidates()
 		asked := len(queue)
 		for i := 0; i < len(queue); i++ {
@@ -122,8 +122,11 @@ func (c *Client) Call(ctx context.Context, f Func) error {
 			if err == nil {
 				c.lead(queue[i])
 			}
-			if err == nil || ctx.Err() != nil || !fault.Is(err, fault.Unavailable) {
+			if err == nil || !fault.Is(err, fault.Unavailable) {
 				return err
+			}
+			if ctx.Err() != nil && last != nil {
+				return last // it says more than that time ran out
 			}
 			if strings.Contains(err.Error(), distrustError) {
 				distrusted++

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+
+	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/node/control"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"iapmesh": main})
+}
+
+// TestScripts runs testdata/*.txtar: command lines as people type them, in processes of their own, against real nodes.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:      "testdata",
+		Deadline: time.Now().Add(2 * time.Minute), // a node that joins where it should not would run for ever
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("IAPMESH_PROFILE", filepath.Join(env.WorkDir, "admin.json"))
+			env.Setenv("HOME", env.WorkDir)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"addresses":  addresses,
+			"eventually": eventually,
+			"status1":    exits(1),
+			"status2":    exits(2),
+		},
+	})
+}
+
+// addresses NAME…: sets each variable to a free address on loopback.
+func addresses(ts *testscript.TestScript, _ bool, names []string) {
+	for _, name := range names {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		ts.Check(err)
+		defer l.Close() // after the last is found: else two might be the same
+		ts.Setenv(name, l.Addr().String())
+	}
+}
+
+// eventually PATTERN COMMAND…: runs the command until its output matches.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: eventually PATTERN COMMAND…")
+	}
+	pattern, err := regexp.Compile(args[0])
+	ts.Check(err)
+	deadline := time.After(30 * time.Second)
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		_ = ts.Exec(args[1], args[2:]...) // what it printed decides
+		if pattern.MatchString(ts.ReadFile("stdout") + ts.ReadFile("stderr")) {
+			return
+		}
+		select {
+		case <-deadline:
+			ts.Fatalf("%s did not appear within 30 s", args[0])
+		case <-ticker.C:
+		}
+	}
+}
+
+// exits makes statusN PATTERN COMMAND…: the command ends with that status, and its stderr matches.
+func exits(status int) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) < 2 {
+			ts.Fatalf("usage: status%d PATTERN COMMAND…", status)
+		}
+		var exit *exec.ExitError
+		if err := ts.Exec(args[1], args[2:]...); !errors.As(err, &exit) || exit.ExitCode() != status {
+			ts.Fatalf("%v: ended with %v, want status %d", args[1:], err, status)
+		}
+		if stderr := ts.ReadFile("stderr"); !regexp.MustCompile(args[0]).MatchString(stderr) {
+			ts.Fatalf("stderr does not match %s", args[0])
+		}
+	}
+}
+
+func TestEveryCommandHelps(t *testing.T) {
+	t.Parallel()
+	var visit func(*cobra.Command)
+	visit = func(cmd *cobra.Command) {
+		if cmd.Short == "" {
+			t.Errorf("%s: has no Short", cmd.CommandPath())
+		}
+		if !cmd.HasSubCommands() && cmd.Example == "" {
+			t.Errorf("%s: has no Example", cmd.CommandPath())
+		}
+		for _, sub := range cmd.Commands() {
+			visit(sub)
+		}
+	}
+	visit(newRootCommand(newCLI(nil, nil, nil)))
+}
+
+// The command line and the nodes must mean the same trailer, and the profile package stands too low to import the nodes' name.
+func TestTheLeaderTrailerIsTheNodes(t *testing.T) {
+	t.Parallel()
+	if profile.LeaderTrailer != control.LeaderTrailer {
+		t.Errorf("profile looks for %q, nodes send %q", profile.LeaderTrailer, control.LeaderTrailer)
+	}
+}
