@@ -104,7 +104,7 @@ func TestTheDeniedAreToldAndNeverRedirected(t *testing.T) {
 
 func TestOpenRoutesNeedNoSession(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{})
+	w := newWorld(t, options{routes: strings.ReplaceAll(routesYAML, "hosts: [open.example.com]", "hosts: [open.example.com]\nidentity_providers: [okta]")})
 	saw := w.get("open.example.com", "/", nil).echo(t)
 	if saw.Headers.Get("X-Iapmesh-Jwt-Assertion") != "" {
 		t.Error("nobody is asserted")

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -31,6 +32,7 @@ var (
 	signInNeeded   = answer{status: http.StatusUnauthorized, code: "unauthenticated", title: "Sign-in needed", text: "This request carries no session that counts."}
 	sessionEnded   = answer{status: http.StatusUnauthorized, code: "session_ended", title: "Signed out", text: "The session ended while this request was served."}
 	denied         = answer{status: http.StatusForbidden, code: "denied", title: "You may not open this", text: "Ask whoever runs this application for access, and give them the id below."}
+	otherProvider  = answer{status: http.StatusForbidden, code: "other_provider", title: "Sign in otherwise", text: "You are signed in, but by an identity provider that this application does not take."}
 	stale          = answer{status: http.StatusServiceUnavailable, code: "stale", title: "Not certain enough", text: "This node has not heard from its mesh for longer than this application allows.", retry: true}
 	notReady       = answer{status: http.StatusServiceUnavailable, code: "not_ready", title: "Not ready yet", text: "This node is still starting.", retry: true}
 	keyUnknown     = answer{status: http.StatusServiceUnavailable, code: "unknown_key", title: "Try again", text: "This node does not know yet the key of your session.", retry: true}
@@ -84,6 +86,9 @@ func (x *exchange) refuse(a answer) {
 		m := page.Message{Title: a.title, Text: []string{a.text}, Detail: "Request " + x.id}
 		if a.code == denied.code && x.session != nil && x.session.Identity.Email != "" {
 			m.Text = append([]string{"You are signed in as " + x.session.Identity.Email + "."}, m.Text...)
+		}
+		if a.code == otherProvider.code {
+			m.Links = []page.Link{{Text: "Sign in by another", URL: ownPrefix + "sign_in?" + url.Values{"rd": {x.in.RequestURI}}.Encode()}}
 		}
 		m.Write(&x.w, a.status, a.code)
 		return

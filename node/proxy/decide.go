@@ -16,9 +16,10 @@ import (
 
 // What authorize and redecide return beside a record's failure.
 var (
-	errNobody = fault.New(fault.Unauthenticated, "nobody is signed in")
-	errStale  = fault.New(fault.Unavailable, "the view is older than the route allows")
-	errDenied = fault.New(fault.Denied, "denied by policy")
+	errNobody  = fault.New(fault.Unauthenticated, "nobody is signed in")
+	errStale   = fault.New(fault.Unavailable, "the view is older than the route allows")
+	errDenied  = fault.New(fault.Denied, "denied by policy")
+	errForeign = fault.New(fault.Denied, "signed in by another identity provider")
 )
 
 // judgement is a decision and what it was made on.
@@ -67,12 +68,17 @@ func (j *judgement) ageText() string {
 }
 
 // authorize decides and records, together: nil is an allow whose record has its place in the spool, or was counted as a gap
-// where the route serves without one. Others are errNobody (counted, not recorded), errStale, errDenied, or why there is no record.
+// where the route serves without one. Others are errNobody (counted, not recorded), errStale, errForeign, errDenied, or why there is no record.
 func (x *exchange) authorize() error {
 	now := x.p.cfg.Now()
 	j := x.judge(x.view, x.route.route, now)
+	foreign := false
 	if x.session == nil && !j.Allow && !j.stale {
-		return errNobody
+		if x.foreign == nil || len(x.route.route.IdentityProviders) == 0 {
+			return errNobody
+		}
+		foreign = true
+		j.Reason = "the session is of identity provider " + x.foreign.Identity.Provider() + ", which the route does not name"
 	}
 	x.decision = decisionDeny
 	if j.Allow {
@@ -93,6 +99,8 @@ func (x *exchange) authorize() error {
 	switch {
 	case j.stale:
 		return errStale
+	case foreign:
+		return errForeign
 	case !j.Allow:
 		return errDenied
 	}
@@ -114,7 +122,11 @@ func (x *exchange) record(j *judgement, now time.Time) audit.Record {
 		r.Detail = map[string]string{"policy_errors": strings.Join(j.Errors, "; ")}
 	}
 	r.Actor.ProvisioningKey = x.key
-	if s := x.session; s != nil {
+	s := x.session
+	if s == nil && !j.Allow {
+		s = x.foreign
+	}
+	if s != nil {
 		r.Actor = audit.Actor{
 			Subject: s.Identity.Subject, Email: s.Identity.Email, SessionID: s.ID, ProvisioningKey: x.key,
 			MintingProvisioningKey: s.MintingKey, MintingNode: s.MintingNode, SigningKID: s.KID,

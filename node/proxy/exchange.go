@@ -35,6 +35,7 @@ type exchange struct {
 	key    string // the provisioning key under which this node joined
 
 	session   *session.Session // nil: nobody
+	foreign   *session.Session // of a provider that the route does not name: nobody here, but not unknown
 	assertion string
 	upstream  *upstream
 	stream    bool
@@ -169,6 +170,11 @@ func (x *exchange) authenticate() error {
 		}
 		s, err = x.p.cfg.Verifier.Verify(view, r, token)
 	}
+	var other *session.ProviderError
+	if errors.As(err, &other) {
+		x.foreign = other.Session
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -196,6 +202,9 @@ func (x *exchange) proceed() {
 		return
 	case errors.Is(err, errStale):
 		x.refuse(stale)
+		return
+	case errors.Is(err, errForeign):
+		x.refuse(otherProvider)
 		return
 	case fault.Is(err, fault.Denied):
 		x.refuse(denied)

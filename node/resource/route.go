@@ -79,6 +79,9 @@ func (r *Route) ServeUnrecorded() bool { return r.Audit.OnFailure == "serve" }
 // Permits reports whether a path form that is refused by default is allowed here.
 func (r *Route) Permits(form string) bool { return slices.Contains(r.AllowPaths, form) }
 
+// Takes reports whether users sign in to the route by that identity provider. A session by any other is nobody's here.
+func (r *Route) Takes(provider string) bool { return slices.Contains(r.IdentityProviders, provider) }
+
 // Selected reports whether a route selector covers the route: empty covers all, otherwise a comma-separated list of route
 // names, of name prefixes ending in *, or of tag:key=value.
 func (r *Route) Selected(selector string) bool {

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"math/rand/v2"
@@ -206,6 +207,8 @@ func (c *checker) standing(o *openEntry) error {
 		return at.err
 	case !c.view.Selects(at.node, route):
 		return invalid("minting node %s does not speak for route %s", at.node.ID, route.Name)
+	case !route.Takes(o.Session.Identity.Provider()):
+		return &ProviderError{o.Session, route.Name}
 	}
 	return nil
 }
@@ -233,7 +236,7 @@ func endReason(err error) string {
 		return "route_gone"
 	case err == ErrNodeEnded:
 		return "node"
-	case fault.Is(err, fault.Unauthenticated):
+	case fault.Is(err, fault.Unauthenticated), errors.As(err, new(*ProviderError)):
 		return reason(err)
 	}
 	return "decision"

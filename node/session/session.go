@@ -64,6 +64,21 @@ func (e *UnknownKeyError) Unwrap() error {
 	return ErrInvalid
 }
 
+// ProviderError says that a session counts, but not here: its identity provider is none of those that the route names. It is Denied.
+type ProviderError struct {
+	Session *Session
+	Route   string
+}
+
+func (e *ProviderError) Error() string {
+	return fmt.Sprintf("route %s takes no users of identity provider %s", e.Route, e.Session.Identity.Provider())
+}
+
+// Unwrap carries the kind.
+func (e *ProviderError) Unwrap() error {
+	return fault.New(fault.Denied, "the session is of another identity provider")
+}
+
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrInvalid, fmt.Errorf(format, args...))
 }
@@ -75,9 +90,12 @@ func revoked(format string, args ...any) error {
 // reason names why a token was refused, for a metric's label.
 func reason(err error) string {
 	var unknown *UnknownKeyError
+	var other *ProviderError
 	switch {
 	case err == nil:
 		return "ok"
+	case errors.As(err, &other):
+		return "provider"
 	case errors.As(err, &unknown) && unknown.Newer:
 		return "newer_key"
 	case errors.As(err, &unknown):

@@ -58,7 +58,7 @@ type verdict struct {
 }
 
 // Verify returns the session that a token carries, if it counts for the route in the view. Errors are ErrInvalid, ErrExpired,
-// ErrRevoked or *UnknownKeyError, none of which echoes the token.
+// ErrRevoked, *UnknownKeyError or *ProviderError, none of which echoes the token.
 func (v *Verifier) Verify(view *state.View, route *resource.Route, token string) (*Session, error) {
 	if route == nil {
 		return nil, v.refuse(invalid("no route"))
@@ -100,6 +100,9 @@ func (v *Verifier) verify(view *state.View, route *resource.Route, token string)
 	}
 	if route != nil && !view.Selects(at.node, route) {
 		return nil, v.refuse(invalid("minting node %s does not speak for route %s", at.node.ID, route.Name))
+	}
+	if route != nil && !route.Takes(at.session.Identity.Provider()) {
+		return nil, v.refuse(&ProviderError{at.session, route.Name})
 	}
 	e.touch(now)
 	return at.session, nil
