@@ -3,6 +3,7 @@ package audit
 import (
 	"crypto/ed25519"
 	"encoding/binary"
+	"errors"
 	"strconv"
 	"time"
 
@@ -37,7 +38,7 @@ func Countersign(signed []byte, aggregator string, s Signer, at time.Time) ([]by
 // openAny returns a note with all its signatures unverified: what adds one must keep the others.
 func openAny(signed []byte) (*note.Note, error) {
 	_, err := note.Open(signed, note.VerifierList())
-	if unverified, ok := err.(*note.UnverifiedNoteError); ok {
+	if unverified := (*note.UnverifiedNoteError)(nil); errors.As(err, &unverified) {
 		return unverified.Note, nil
 	}
 	return nil, fault.New(fault.Invalid, "checkpoint: %w", err)

@@ -167,7 +167,7 @@ func (a *assembly) serveJoins() error {
 // locate says where control nodes are.
 func (a *assembly) locate() []*iapmeshv1.ControlNode {
 	if v := a.source.Load(); v != nil {
-		return control.ControlNodes(v, "")
+		return control.Nodes(v, "")
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func (a *assembly) collect(nodes, admins *grpc.Server) error {
 	if err != nil {
 		return err
 	}
-	a.closers = append(a.closers, func() { aggregator.Close() })
+	a.closers = append(a.closers, func() { _ = aggregator.Close() })
 	iapmeshv1.RegisterAuditIngestServiceServer(nodes, aggregator)
 	iapmeshv1.RegisterAuditServiceServer(admins, aggregator)
 	return nil

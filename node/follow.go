@@ -44,7 +44,7 @@ func (s *sources) dial(context.Context) (iapmeshv1.MeshServiceClient, string, er
 	known := s.id.public.ControlNodes
 	if v := s.source.Load(); v != nil {
 		known = nil
-		for _, n := range control.ControlNodes(v, "") {
+		for _, n := range control.Nodes(v, "") {
 			known = append(known, controlNode{NodeID: n.NodeId, Region: n.Region, Address: n.Address})
 		}
 	}

@@ -109,7 +109,7 @@ func (l *link) candidates() []controlNode {
 	add(l.last)
 	l.mu.Unlock()
 	if v := l.source.Load(); v != nil {
-		for _, n := range control.ControlNodes(v, "") {
+		for _, n := range control.Nodes(v, "") {
 			add(controlNode{NodeID: n.NodeId, Region: n.Region, Address: n.Address})
 		}
 	}

@@ -34,7 +34,7 @@ func (a *assembly) record(context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.closers = append(a.closers, func() { s.Close() })
+	a.closers = append(a.closers, func() { _ = s.Close() })
 	a.spool, a.trail = s, &trail{s}
 	a.refusals = spool.NewRefusals(s)
 	a.base = append(a.base, part{"spool", s.Run}, part{"refusals", a.refusals.Run})

@@ -108,7 +108,7 @@ func (r *renewer) renew(ctx context.Context) error {
 	p := &r.id.public
 	p.setCertificate(answer.Certificate, answer.Bundle)
 	if v := r.source.Load(); v != nil {
-		p.setControlNodes(control.ControlNodes(v, ""))
+		p.setControlNodes(control.Nodes(v, ""))
 	}
 	if err := r.id.save(); err != nil {
 		return err

@@ -94,7 +94,7 @@ func (a *Aggregator) forget(l *runLog) {
 	a.mu.Lock()
 	delete(a.runs, runKey{l.node, l.run})
 	a.mu.Unlock()
-	l.close()
+	_ = l.close() // its content is read anew
 }
 
 // stored wakes those who follow.

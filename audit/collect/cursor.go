@@ -88,7 +88,7 @@ func (c *cursor) open() error {
 
 func (c *cursor) close() {
 	if c.f != nil {
-		c.f.Close()
+		_ = c.f.Close() // it was only read
 	}
 	c.f, c.reader = nil, nil
 }

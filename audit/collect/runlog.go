@@ -26,8 +26,7 @@ type runLog struct {
 	segments []segment // oldest first; the last is written to
 	file     *os.File  // of the last segment
 	tree     *audit.Tree
-	noted    audit.Hash // root of the last checkpoint
-	notedAt  time.Time  // when it was stored
+	notedAt  time.Time // when it was stored
 	pending  []pendingFrame
 	bytes    int  // of pending
 	forked   bool // refused from now on
@@ -334,7 +333,7 @@ func (l *runLog) begin() error {
 		return fault.New(fault.Unavailable, "store run %s of %s: %w", l.run, l.node, errors.Join(err, f.Close(), os.Remove(path)))
 	}
 	if l.file != nil {
-		l.file.Close() // its content is synced
+		_ = l.file.Close() // its content is synced
 		if l.segments[len(l.segments)-1].path == path {
 			l.segments = l.segments[:len(l.segments)-1] // it held nothing but the same edge
 		}

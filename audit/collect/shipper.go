@@ -61,7 +61,7 @@ func (s *Shipper) Run(ctx context.Context) error {
 		s.cfg.Logger.Warn("audit shipping interrupted", "error", err, "retry_in", backoff.String())
 		s.lag(acknowledged)
 		select {
-		case <-time.After(backoff/2 + rand.N(backoff)):
+		case <-time.After(backoff/2 + rand.N(backoff)): //nolint:gosec // jitter
 		case <-ctx.Done():
 		}
 		backoff = min(2*backoff, s.cfg.MaxBackoff)

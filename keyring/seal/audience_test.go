@@ -39,7 +39,7 @@ func trio(t *testing.T) (aud keyring.Audience, key seal.AudienceKey, keys map[st
 
 func mustSeal(t *testing.T, key seal.AudienceKey, name, value string) keyring.Secret {
 	t.Helper()
-	s, err := seal.SealSecret(key, name, []byte(value), now)
+	s, err := seal.NewSecret(key, name, []byte(value), now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,8 +214,8 @@ func TestSealingRefuses(t *testing.T) {
 			return err
 		},
 		"a member by a foreign key": func() error { _, err := seal.AddMember(other, key, "b", keys["b"].PublicKey()); return err },
-		"a secret without a name":   func() error { _, err := seal.SealSecret(key, "", nil, now); return err },
-		"a secret too large":        func() error { _, err := seal.SealSecret(key, "x", make([]byte, seal.MaxSecret+1), now); return err },
+		"a secret without a name":   func() error { _, err := seal.NewSecret(key, "", nil, now); return err },
+		"a secret too large":        func() error { _, err := seal.NewSecret(key, "x", make([]byte, seal.MaxSecret+1), now); return err },
 		"a move between audiences":  func() error { _, err := seal.Reseal(key, otherKey, mustSeal(t, key, "x", "v"), now); return err },
 		"a wrap too large":          func() error { _, err := seal.WrapTo(keys["a"].PublicKey(), nil, make([]byte, 1<<20)); return err },
 	} {

@@ -12,8 +12,8 @@ import (
 // MaxSecret bounds a secret's plaintext.
 const MaxSecret = 64 << 10
 
-// SealSecret encrypts a secret of the key's audience, bound to audience, name and version.
-func SealSecret(key AudienceKey, name string, plaintext []byte, now time.Time) (keyring.Secret, error) {
+// NewSecret encrypts a secret of the key's audience, bound to audience, name and version.
+func NewSecret(key AudienceKey, name string, plaintext []byte, now time.Time) (keyring.Secret, error) {
 	if name == "" || len(name) > 512 || len(plaintext) > MaxSecret {
 		return keyring.Secret{}, fault.New(fault.Invalid, "secret %.80q: a name of %d and a value of %d bytes, at most 512 and %d",
 			name, len(name), len(plaintext), MaxSecret)
@@ -55,7 +55,7 @@ func Reseal(old, next AudienceKey, s keyring.Secret, now time.Time) (keyring.Sec
 	if err != nil {
 		return keyring.Secret{}, err
 	}
-	return SealSecret(next, s.Name, plaintext, now)
+	return NewSecret(next, s.Name, plaintext, now)
 }
 
 func (k AudienceKey) cipher() (*xaes, error) {

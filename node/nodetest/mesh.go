@@ -123,7 +123,7 @@ func (m *Mesh) AddNodeBy(known *Region, name string, roles ...string) *Region {
 func (r *Region) AwaitReady() {
 	r.mesh.t.Helper()
 	r.mesh.Eventually(r.Name+" is ready", func() bool {
-		resp, err := http.Get("http://" + r.config.Listen.Ops + "/readyz") //nolint:noctx // bounded by Eventually
+		resp, err := http.Get("http://" + r.config.Listen.Ops + "/readyz")
 		if err != nil {
 			return false
 		}
@@ -209,6 +209,9 @@ func (r *Region) Start() {
 	}
 	m.t.Cleanup(r.stop)
 }
+
+// API is where the node takes calls of administrators.
+func (r *Region) API() string { return r.config.Listen.Mesh }
 
 // Stop ends the node, in order.
 func (r *Region) Stop() { r.stop() }

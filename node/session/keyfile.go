@@ -49,7 +49,7 @@ func readKeys(dir, node string, s Sealer) (map[string]*ownKey, error) {
 		kid, ok := strings.CutSuffix(f.Name(), keySuffix)
 		if !ok {
 			if strings.HasPrefix(f.Name(), strings.TrimSuffix(tempPattern, "*")) {
-				os.Remove(filepath.Join(dir, f.Name())) // left by a crash; it was never in use
+				_ = os.Remove(filepath.Join(dir, f.Name())) // left by a crash; it was never in use
 			}
 			continue
 		}
@@ -110,7 +110,7 @@ func writeKey(dir, node string, s Sealer, k *ownKey) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(f.Name())
+			_ = os.Remove(f.Name()) // the error to report is the one before
 		}
 	}()
 	_, err = f.Write(sealed)
