@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/gossip"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -36,6 +37,7 @@ func (a *assembly) runGossip(ctx context.Context) error {
 			MeshAddr: a.addresses.Mesh, ProxyAddr: a.addresses.Proxy, Version: Version(),
 		},
 		Advertise: a.addresses.Gossip, Keys: a.gossipKeys(v), Seeds: a.gossipSeeds, NetDial: a.env.NetDial, Logger: a.logger, Registerer: a.registry,
+		LeaveTimeout: 2 * time.Second, // enough for a good-bye; where everybody stops at once, nobody is left to hear it
 	})
 	if err != nil {
 		return err
