@@ -48,7 +48,7 @@ func (a *assembly) serveUsers(ctx context.Context) error {
 	}
 	signIn, err := login.New(login.Config{
 		Node: a.id.public.NodeID, Region: a.config.Region, Views: a.source, Minter: session.NewMinter(keys, a.env.Now), Verifier: u.verifier,
-		Secrets: a.member, Trail: a.trail, Sessions: announcer{a.link}, Age: a.freshness.Age, Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
+		Secrets: a.member, Trail: a.trail, Sessions: announcer{a.link}, ClientIP: proxy.ClientIP, Age: a.freshness.Age, Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
 	})
 	if err != nil {
 		return err
