@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
@@ -47,14 +48,14 @@ func (c *Controller) Join(ctx context.Context, a JoinAttempt) (*iapmeshv1.JoinRe
 	if _, err := c.mustLead(); err != nil {
 		return nil, err
 	}
-	j, err := c.authenticate(ctx, a)
+	key, j, err := c.authenticate(a)
 	if err != nil {
-		c.refused(ctx, a, "", err)
+		c.refused(ctx, a, key, err)
 		return nil, err
 	}
 	answer, err := c.enrol(ctx, j)
 	if err != nil {
-		c.refused(ctx, a, j.body.KeyId, err)
+		c.refused(ctx, a, key, err)
 		return nil, err
 	}
 	return answer, nil
@@ -62,52 +63,60 @@ func (c *Controller) Join(ctx context.Context, a JoinAttempt) (*iapmeshv1.JoinRe
 
 func (c *Controller) refused(ctx context.Context, a JoinAttempt, key string, err error) {
 	c.Logger.Warn("join refused", "source", a.Source.String(), "key", key, "error", err)
-	if key == "" {
-		return // unauthenticated attempts are counted by whoever terminated TLS: a flood must not fill the trail
+	if key == "" || fault.Is(err, fault.Unavailable) {
+		return // nothing was decided; and unauthenticated attempts are counted by whoever terminated TLS: a flood must not fill the trail
 	}
 	c.record(ctx, audit.KindJoin, "key/"+key, map[string]string{"decision": "refused", "source": a.Source.String(), "reason": err.Error()})
 }
 
-// authenticate verifies the three signatures over the exact bytes and this connection.
-func (c *Controller) authenticate(ctx context.Context, a JoinAttempt) (*joiner, error) {
+// authenticate verifies the three signatures over the exact bytes and this connection. The key's id is returned once its signature
+// has verified, also with an error.
+func (c *Controller) authenticate(a JoinAttempt) (string, *joiner, error) {
 	body := a.Request.GetBody()
 	if len(body) == 0 || len(body) > keyring.MaxJoinBody {
-		return nil, fault.New(fault.Invalid, "join: body of %d bytes, want 1 to %d", len(body), keyring.MaxJoinBody)
+		return "", nil, errJoin
 	}
 	b := &iapmeshv1.JoinBody{}
 	if err := proto.Unmarshal(body, b); err != nil || b.Version != joinVersion {
-		return nil, errJoin
+		return "", nil, errJoin
 	}
 	v, err := c.view()
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	key := v.Keyring.Keys[b.KeyId]
 	if key == nil {
-		return nil, errJoin
+		return "", nil, errJoin
 	}
 	if err := keyring.VerifyJoin(keyring.SignerProvisioning, key.PublicKey, a.EKM, body, a.Request.ProvisioningSignature); err != nil {
-		return nil, errJoin
+		return "", nil, errJoin
 	}
 	csr, err := keyring.ParseCSR(b.Csr)
 	if err != nil {
-		return nil, err
+		return key.ID, nil, err
 	}
 	if len(b.JoinId) != 16 || len(b.SessionPublicKey) != ed25519.PublicKeySize {
-		return nil, fault.New(fault.Invalid, "join: join id of %d bytes, want 16; session key of %d, want %d", len(b.JoinId), len(b.SessionPublicKey), ed25519.PublicKeySize)
+		return key.ID, nil, fault.New(fault.Invalid, "join: join id of %d bytes, want 16; session key of %d, want %d", len(b.JoinId), len(b.SessionPublicKey), ed25519.PublicKeySize)
 	}
 	nodeKey := csr.PublicKey.(ed25519.PublicKey) // ParseCSR takes no other
 	if err := keyring.VerifyJoin(keyring.SignerNode, nodeKey, a.EKM, body, a.Request.NodeSignature); err != nil {
-		return nil, err
+		return key.ID, nil, err
 	}
 	if err := keyring.VerifyJoin(keyring.SignerSession, b.SessionPublicKey, a.EKM, body, a.Request.SessionSignature); err != nil {
-		return nil, err
+		return key.ID, nil, err
 	}
-	return &joiner{body: b, csr: csr, nodeKey: nodeKey, source: a.Source.Unmap()}, nil
+	return key.ID, &joiner{body: b, csr: csr, nodeKey: nodeKey, source: a.Source.Unmap()}, nil
 }
 
 // enrol decides uses, expiry and state inside one guarded commit.
 func (c *Controller) enrol(ctx context.Context, j *joiner) (*iapmeshv1.JoinResponse, error) {
+	v, err := c.view()
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := c.authority(v); err != nil { // before anything is written for a node that would get no certificate
+		return nil, err
+	}
 	var node keyring.Node
 	resumed := false
 	at, err := c.update(ctx, "join", func(t *tx) error {
@@ -124,12 +133,21 @@ func (c *Controller) enrol(ctx context.Context, j *joiner) (*iapmeshv1.JoinRespo
 			known = other // another node's join id: ResumeJoin refuses it
 		}
 		if known != nil {
-			node, resumed = *known, true
-			return keyring.ResumeJoin(*key, *known, keyring.JoinIdentity{
+			node, resumed, t.certain = *known, true, true
+			if err := keyring.ResumeJoin(*key, *known, keyring.JoinIdentity{
 				JoinID: hex.EncodeToString(j.body.JoinId), Key: key.ID, NodeKey: j.nodeKey, SessionKey: j.body.SessionPublicKey,
-			})
+			}); err != nil {
+				return err
+			}
+			if !bytes.Equal(known.SealingPublicKey, j.body.SealingPublicKey) {
+				return fault.New(fault.Conflict, "join: the sealing key is another than that of the first attempt; begin anew, with a new id and new keys")
+			}
+			return nil
 		}
 		resumed = false
+		if err := t.unusedKeys(j); err != nil {
+			return err
+		}
 		if node, err = c.admit(t, key, j); err != nil {
 			return err
 		}
@@ -151,6 +169,30 @@ func (c *Controller) enrol(ctx context.Context, j *joiner) (*iapmeshv1.JoinRespo
 	})
 	c.Logger.Info("node joined", "node", node.ID, "name", node.Name, "region", node.Region, "key", j.body.KeyId, "resumed", resumed)
 	return c.welcome(&node, cert, at)
+}
+
+// unusedKeys refuses a node or session key that the mesh knows in another part already: whoever holds it would be two parties, and
+// what one signs could be taken for the other's. A node key that is a node's already is ResumeJoin's to refuse.
+func (t *tx) unusedKeys(j *joiner) error {
+	session := ed25519.PublicKey(j.body.SessionPublicKey)
+	for _, taken := range []struct{ path, what string }{
+		{state.AdminPath(keyring.AdminID(j.nodeKey)), "node key: it is an administrator's"},
+		{state.KeyPath(keyring.KeyID(j.nodeKey)), "node key: it is a provisioning key"},
+		{state.SigningKeyPath(keyring.SigningKID(keyring.SigningSession, j.nodeKey)), "node key: it is a session key"},
+		{state.AdminPath(keyring.AdminID(session)), "session key: it is an administrator's"},
+		{state.KeyPath(keyring.KeyID(session)), "session key: it is a provisioning key"},
+		{state.NodePath(keyring.NodeID(session)), "session key: it is a node's"},
+		{state.SigningKeyPath(keyring.SigningKID(keyring.SigningSession, session)), "session key: it is another node's"},
+	} {
+		have, err := t.get(taken.path)
+		if err != nil {
+			return err
+		}
+		if have != nil {
+			return fault.New(fault.Conflict, "join: %s already; begin anew, with new keys", taken.what)
+		}
+	}
+	return nil
 }
 
 func (c *Controller) admit(t *tx, key *keyring.Key, j *joiner) (keyring.Node, error) {
@@ -193,6 +235,9 @@ func (c *Controller) firstSessionKey(t *tx, n *keyring.Node) error {
 	}
 	key, err := keyring.AnnounceSessionKey(*n, n.SessionPublicKey, t.View.Keyring.SigningKeys, t.Now)
 	if err != nil {
+		return err
+	}
+	if _, err := t.get(state.SigningKeyPath(key.KID)); err != nil { // guards that it is not there yet
 		return err
 	}
 	t.put(state.PutSigningKey(&key))
@@ -243,7 +288,7 @@ func (c *Controller) welcome(n *keyring.Node, cert []byte, at revision.Revision)
 	}
 	out := &iapmeshv1.JoinResponse{
 		NodeId: n.ID, Certificate: cert, Bundle: bundle(v), Revision: state.RevisionProto(at),
-		ControlNodes: ControlNodes(v, c.NodeID), MeshId: v.Keyring.Mesh.ID, TrustDomain: v.Keyring.Mesh.TrustDomain,
+		ControlNodes: Nodes(v, c.NodeID), MeshId: v.Keyring.Mesh.ID, TrustDomain: v.Keyring.Mesh.TrustDomain,
 	}
 	return out, nil
 }
@@ -257,8 +302,8 @@ func bundle(v *state.View) [][]byte {
 	return roots
 }
 
-// ControlNodes lists where control nodes are reached, the first one first.
-func ControlNodes(v *state.View, first string) []*iapmeshv1.ControlNode {
+// Nodes lists where control nodes are reached, the first one first.
+func Nodes(v *state.View, first string) []*iapmeshv1.ControlNode {
 	var out []*iapmeshv1.ControlNode
 	for _, n := range sortedNodes(v) {
 		if n.Trusted() && n.HasRole(keyring.RoleControl) && n.Addresses.Mesh != "" {
@@ -287,7 +332,7 @@ func boolWord(b bool) string {
 
 // Confirm turns enrolled into active, once the node has come with its new certificate.
 func (c *Controller) Confirm(ctx context.Context, nodeID string) (revision.Revision, error) {
-	return c.update(ctx, "confirm", func(t *tx) error {
+	return c.updateAmongOthers(ctx, "confirm", func(t *tx) error {
 		n, err := t.node(nodeID)
 		if err != nil {
 			return err
@@ -311,7 +356,7 @@ func (c *Controller) Renew(ctx context.Context, nodeID string, csr []byte) (*iap
 		return nil, err
 	}
 	var node keyring.Node
-	_, err = c.update(ctx, "renew", func(t *tx) error {
+	_, err = c.updateAmongOthers(ctx, "renew", func(t *tx) error {
 		n, err := t.node(nodeID)
 		if err != nil {
 			return err
@@ -320,6 +365,9 @@ func (c *Controller) Renew(ctx context.Context, nodeID string, csr []byte) (*iap
 			return fault.New(fault.Denied, "node %s: the request is for another key than its own", nodeID)
 		}
 		node = *n
+		if !n.Trusted() {
+			return fault.New(fault.Denied, "node %s is %s: it gets no certificate", nodeID, n.State)
+		}
 		if n.State == keyring.NodeLapsed {
 			if node, err = keyring.RecoverNode(*n, t.Now); err != nil {
 				return err

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -20,46 +21,56 @@ import (
 )
 
 // wanted is the audiences that there should be, each with its members: the nodes that must open its secrets. Control nodes are
-// members of all: whoever leads must be able to add a member.
-func wanted(nodes map[string]*keyring.Node) map[string]map[string][]byte {
-	out := map[string]map[string][]byte{}
-	add := func(audience string, n *keyring.Node) {
-		if out[audience] == nil {
-			out[audience] = map[string][]byte{}
-		}
-		out[audience][n.ID] = n.SealingPublicKey
+// members of all, whoever leads must be able to add a member, and of those that nobody else needs any more, too: else whoever left
+// last could still open what is written there next.
+func wanted(nodes map[string]*keyring.Node, have map[string]*keyring.Audience) map[string]map[string][]byte {
+	out := map[string]map[string][]byte{keyring.AudienceControl: {}, keyring.AudienceGossip: {}, keyring.AudienceProxies: {}}
+	for name := range have {
+		out[name] = map[string][]byte{}
 	}
 	for _, n := range nodes {
-		if !n.Trusted() {
-			continue
-		}
-		add(keyring.AudienceGossip, n)
-		if n.HasRole(keyring.RoleProxy) {
-			add(keyring.AudienceProxies, n)
-			add(keyring.AssertAudience(n.Region, n.RouteSelector), n)
+		for _, name := range uses(n) {
+			if out[name] == nil {
+				out[name] = map[string][]byte{}
+			}
+			out[name][n.ID] = n.SealingPublicKey
 		}
 	}
 	for _, n := range nodes {
 		if n.Trusted() && n.HasRole(keyring.RoleControl) {
-			add(keyring.AudienceControl, n)
-			for audience := range out {
-				add(audience, n)
+			for name := range out {
+				out[name][n.ID] = n.SealingPublicKey
 			}
 		}
 	}
+	maps.DeleteFunc(out, func(_ string, members map[string][]byte) bool { return len(members) == 0 })
 	return out
 }
 
-// enlist makes a joining node a member of its audiences, in the commit that enrols it: it can open what it needs with its first
-// view. An audience that is new with it begins with its first secret.
+// uses lists the audiences whose secrets a node needs for its own work.
+func uses(n *keyring.Node) []string {
+	if !n.Trusted() {
+		return nil
+	}
+	names := []string{keyring.AudienceGossip}
+	if n.HasRole(keyring.RoleControl) {
+		names = append(names, keyring.AudienceControl)
+	}
+	if n.HasRole(keyring.RoleProxy) {
+		names = append(names, keyring.AudienceProxies, keyring.AssertAudience(n.Region, n.RouteSelector))
+	}
+	return names
+}
+
+// enlist makes a joining node a member of the audiences that it uses, in the commit that enrols it: it can open what it needs with
+// its first view. An audience that is new with it begins with its first secret. The others, of which a control node is a member so
+// that it can lead, come with alignAudiences, each in a commit of its own: all in one would be too large.
 func (c *Controller) enlist(t *tx, n *keyring.Node) error {
 	nodes := maps.Clone(t.View.Keyring.Nodes)
 	nodes[n.ID] = n
-	for name, members := range wanted(nodes) {
-		if _, member := members[n.ID]; !member {
-			continue
-		}
-		if err := c.align(t, name, members); err != nil {
+	all := wanted(nodes, t.View.Keyring.Audiences)
+	for _, name := range uses(n) {
+		if err := c.align(t, name, all[name]); err != nil {
 			return err
 		}
 	}
@@ -141,14 +152,14 @@ func assertSlot(audience string) (region, selector string) {
 
 func (c *Controller) makeSecret(t *tx, key seal.AudienceKey, name string, size int) error {
 	value := make([]byte, size)
-	if _, err := c.Random.Read(value); err != nil {
-		return err
+	if _, err := io.ReadFull(c.Random, value); err != nil {
+		return fmt.Errorf("make secret %s: %w", name, err)
 	}
 	return putSecret(t, key, name, value)
 }
 
 func putSecret(t *tx, key seal.AudienceKey, name string, value []byte) error {
-	s, err := seal.SealSecret(key, name, value, t.Now)
+	s, err := seal.NewSecret(key, name, value, t.Now)
 	if err != nil {
 		return err
 	}
@@ -185,6 +196,13 @@ func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[stri
 			}
 			continue
 		}
+		if k := t.View.Keyring.SigningKeys[s.Name]; k != nil && k.State == keyring.SigningAnnounced && strings.HasPrefix(a.Name, "assert/") {
+			// It has signed nothing, and whoever leaves holds it: the slot gets another.
+			if err := t.dropAnnounced(k.KID, state.SecretPath(s.Audience, s.Name)); err != nil {
+				return err
+			}
+			continue
+		}
 		resealed, err := seal.Reseal(old, key, *fresh, t.Now)
 		if err != nil {
 			return fmt.Errorf("audience %s: secret %s: %w", a.Name, s.Name, err)
@@ -194,6 +212,20 @@ func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[stri
 			return err
 		}
 	}
+	return nil
+}
+
+func (t *tx) dropAnnounced(kid, secret string) error {
+	fresh, err := t.signingKey(kid)
+	if err != nil {
+		return err
+	}
+	revoked, err := keyring.RevokeSigningKey(*fresh, "a node that could open it is gone", t.Now)
+	if err != nil {
+		return err
+	}
+	t.put(state.PutSigningKey(&revoked))
+	t.del(secret)
 	return nil
 }
 
@@ -243,6 +275,26 @@ func (c *Controller) announceAssertion(t *tx, key seal.AudienceKey, region, sele
 	return putSecret(t, key, k.KID, der)
 }
 
+// The bounds of the secrets of the proxies, in all: when a proxy is revoked they are encrypted anew in one commit, beside the
+// wraps for everybody else.
+const (
+	maxSecrets     = 64
+	maxSecretBytes = 512 << 10
+)
+
+func roomFor(v *state.View, name string, size int) error {
+	count, total := 1, size
+	for _, s := range v.Keyring.Secrets {
+		if s.Audience == keyring.AudienceProxies && s.Name != name {
+			count, total = count+1, total+len(s.Ciphertext)
+		}
+	}
+	if count > maxSecrets || total > maxSecretBytes {
+		return fault.New(fault.Exhausted, "secret %s: with it there would be %d secrets of %d bytes, at most %d of %d", name, count, total, maxSecrets, maxSecretBytes)
+	}
+	return nil
+}
+
 // SetSecret stores a value for the proxies, such as an identity provider's client secret. It is never read back by the API.
 func (c *Controller) SetSecret(ctx context.Context, by, name string, value []byte) (revision.Revision, error) {
 	if err := keyring.ValidName("secret", name); err != nil {
@@ -258,6 +310,9 @@ func (c *Controller) SetSecret(ctx context.Context, by, name string, value []byt
 		}
 		key, err := c.Secrets.Audience(a)
 		if err != nil {
+			return err
+		}
+		if err := roomFor(t.View, keyring.UserSecret(name), len(value)); err != nil {
 			return err
 		}
 		return putSecret(t, key, keyring.UserSecret(name), value)

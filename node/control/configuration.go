@@ -58,47 +58,55 @@ func (c *Controller) Delete(ctx context.Context, by string, ref resource.Ref) (*
 }
 
 func (c *Controller) change(ctx context.Context, by string, set map[resource.Ref]resource.Document, remove []resource.Ref, base map[string][]byte, dryRun bool) (*Applied, error) {
-	if !dryRun {
-		if err := c.putBlobs(ctx, set); err != nil {
-			return nil, err
-		}
-	}
 	applied := &Applied{}
-	at, err := c.update(ctx, "apply the configuration", func(t *tx) error {
+	decide := func(t *tx) (map[resource.Ref]resource.Document, error) {
 		*applied = Applied{}
 		m, err := t.manifest()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		old, err := c.documents(t, m)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if err := checkBase(old, base); err != nil {
-			return err
+			return nil, err
 		}
 		next := maps.Clone(old)
 		maps.Copy(next, set)
 		for _, ref := range remove {
 			if _, ok := next[ref]; !ok {
-				return fault.New(fault.NotFound, "no %s", ref)
+				return nil, fault.New(fault.NotFound, "no %s", ref)
 			}
 			delete(next, ref)
 		}
 		if len(next) > MaxResources {
-			return fault.New(fault.Exhausted, "%d resources, at most %d", len(next), MaxResources)
+			return nil, fault.New(fault.Exhausted, "%d resources, at most %d", len(next), MaxResources)
 		}
 		compiled, err := resource.Compile(slices.Collect(maps.Values(next)), knownRegions(t.View))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		applied.Changes, applied.Digest = changes(old, next, set), compiled.Digest
-		if dryRun || !slices.ContainsFunc(applied.Changes, func(ch *iapmeshv1.ResourceChange) bool { return ch.Action != "unchanged" }) {
-			return nil
-		}
-		t.put(state.PutManifest(manifestOf(next, by, t)))
-		return nil
+		return next, nil
+	}
+	// Decided once without writing anything: what is refused leaves no blobs behind.
+	at, err := c.update(ctx, "apply the configuration", func(t *tx) error {
+		_, err := decide(t)
+		return err
 	})
+	if err == nil && !dryRun && applied.changed() {
+		if err := c.putBlobs(ctx, set); err != nil {
+			return nil, err
+		}
+		at, err = c.update(ctx, "apply the configuration", func(t *tx) error {
+			next, err := decide(t)
+			if err == nil && applied.changed() {
+				t.put(state.PutManifest(manifestOf(next, by, t)))
+			}
+			return err
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +115,10 @@ func (c *Controller) change(ctx context.Context, by string, set map[resource.Ref
 		c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "apply", "manifest": hex.EncodeToString(applied.Digest[:]), "changes": summary(applied.Changes)})
 	}
 	return applied, nil
+}
+
+func (a *Applied) changed() bool {
+	return slices.ContainsFunc(a.Changes, func(ch *iapmeshv1.ResourceChange) bool { return ch.Action != "unchanged" })
 }
 
 // putBlobs writes the resources first, each under its hash: they are content, so writing one twice changes nothing.
@@ -132,7 +144,7 @@ func (c *Controller) putBlobs(ctx context.Context, set map[resource.Ref]resource
 	for _, ref := range slices.SortedFunc(maps.Keys(set), compareRefs) {
 		d := set[ref]
 		e := state.PutBlob(d.Hash, &iapmeshv1.Resource{Kind: ref.Kind, Name: ref.Name, Spec: d.JSON, Source: d.Source})
-		if len(batch) == store.MaxOps || size+len(e.Value) > store.MaxBytes/2 {
+		if len(batch) == store.MaxOps || (len(batch) > 0 && size+len(e.Value) > store.MaxBytes/2) {
 			if err := flush(); err != nil {
 				return err
 			}

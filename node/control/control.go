@@ -65,11 +65,14 @@ type Controller struct {
 	Config
 	Reports *Reports
 
-	mu     sync.Mutex
-	term   store.Term           // 0: not leading; guarded by mu
-	since  time.Time            // when the term was won; guarded by mu
-	clock  time.Time            // the latest time written; guarded by mu
-	steady map[string]time.Time // control candidate → since when it reports; leader's loop only
+	writing  chan struct{} // held by the one update that runs
+	mu       sync.Mutex
+	term     store.Term           // 0: not leading; guarded by mu
+	since    time.Time            // when the term was won; guarded by mu
+	caughtUp store.Term           // the term in which reads and view are known to hold all that was committed; guarded by mu
+	clock    time.Time            // the latest time written; guarded by mu
+	signOuts signOuts             // how often each node may end sessions
+	steady   map[string]time.Time // control candidate → since when it reports; leader's loop only
 }
 
 // New makes a Controller.
@@ -86,7 +89,7 @@ func New(cfg Config) *Controller {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	return &Controller{Config: cfg, Reports: NewReports(cfg.Now), steady: map[string]time.Time{}}
+	return &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}}
 }
 
 // Run seeks leadership and leads, until ctx ends.
@@ -101,7 +104,7 @@ func (c *Controller) Run(ctx context.Context) error {
 func (c *Controller) lead(term store.Term) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.term, c.since = term, c.Now()
+	c.term, c.since, c.caughtUp = term, c.Now(), 0
 }
 
 // Leading returns the term that this node leads in, and since when; 0 if it does not lead.
@@ -135,6 +138,7 @@ func (c *Controller) view() (*state.View, error) {
 // record leaves a record of what the leader did. An act that cannot be recorded was done all the same: it is committed, and
 // the log says so.
 func (c *Controller) record(ctx context.Context, kind audit.Kind, by string, detail map[string]string) {
+	ctx = context.WithoutCancel(ctx) // it was done, whether or not somebody still waits for the answer
 	err := c.Trail.Record(ctx, &audit.Record{Kind: kind, Time: c.Now(), Actor: audit.Actor{Subject: by}, Detail: detail})
 	if err != nil {
 		c.Logger.Error("act not recorded", "kind", kind, "by", by, "error", err)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -79,7 +80,11 @@ func (c *Controller) RotateKey(ctx context.Context, by string, req *iapmeshv1.Ro
 	return before, after, at, nil
 }
 
-// RevokeKey revokes a key and, by its cascade, the nodes under it; a dry run only says which.
+// cascadeBatch bounds how many nodes, each with its signing keys, go with one commit.
+const cascadeBatch = 20
+
+// RevokeKey revokes a key and, by its cascade, the nodes under it; a dry run only says which. The key and the first nodes change in one
+// commit, the rest of a large cascade in further ones: should one fail, the same call again goes on where it ended.
 func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.RevokeKeyRequest) (*keyring.Key, []keyring.Node, revision.Revision, error) {
 	cascade := state.CascadeOf(req.Cascade)
 	if req.Cascade == iapmeshv1.Cascade_CASCADE_UNSPECIFIED {
@@ -87,43 +92,59 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 	}
 	var revoked keyring.Key
 	var affected []keyring.Node
-	at, err := c.update(ctx, "revoke key", func(t *tx) error {
-		k, err := t.findKey(req.Key)
-		if err != nil {
-			return err
-		}
-		under, err := t.nodesUnder(k.ID)
-		if err != nil {
-			return err
-		}
-		revoked, affected, err = keyring.RevokeKey(*k, under, keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, Now: t.Now})
-		if err != nil {
-			return err
-		}
-		if err := c.keepsQuorum(t, nodeIDs(affected)...); err != nil {
-			return err
-		}
-		if req.DryRun {
-			return nil
-		}
-		t.put(state.PutKey(&revoked))
-		for i := range affected {
-			t.put(state.PutNode(&affected[i]))
-			if err := c.revokeSigningKeysOf(t, affected[i].ID, "key "+k.ID+" revoked"); err != nil {
+	for {
+		var batch []keyring.Node
+		more := false
+		at, err := c.update(ctx, "revoke key", func(t *tx) error {
+			k, err := t.findKey(req.Key)
+			if err != nil {
 				return err
 			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, nil, at, err
-	}
-	if !req.DryRun {
-		c.record(ctx, audit.KindRevocation, by, map[string]string{
-			"action": "key.revoke", "key": revoked.ID, "cascade": string(cascade), "reason": req.Reason, "nodes": strings.Join(nodeIDs(affected), " "),
+			revoked, batch, err = keyring.RevokeKey(*k, t.View.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, Now: t.Now})
+			if err != nil {
+				return err
+			}
+			if slices.Contains(nodeIDs(batch), c.NodeID) {
+				return fault.New(fault.Denied, "node %s, which is under the key, leads: transfer the lead first, or choose cascade keep", c.NodeID)
+			}
+			if err := c.keepsQuorum(t, nodeIDs(batch)...); err != nil {
+				return err
+			}
+			if req.DryRun {
+				return nil
+			}
+			if more = len(batch) > cascadeBatch; more {
+				batch = batch[:cascadeBatch]
+			}
+			t.put(state.PutKey(&revoked))
+			for i := range batch {
+				if _, err := t.node(batch[i].ID); err != nil { // guards what the cascade was decided on
+					return err
+				}
+				t.put(state.PutNode(&batch[i]))
+				if err := c.revokeSigningKeysOf(t, batch[i].ID, "key "+k.ID+" revoked"); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
+		if err == nil {
+			affected = append(affected, batch...)
+		}
+		if !req.DryRun && (err == nil && !more || err != nil && len(affected) > 0) {
+			c.record(ctx, audit.KindRevocation, by, map[string]string{
+				"action": "key.revoke", "key": revoked.ID, "cascade": string(cascade), "reason": req.Reason, "nodes": strings.Join(nodeIDs(affected), " "),
+			})
+		}
+		switch {
+		case err != nil && len(affected) > 0:
+			return nil, affected, at, fmt.Errorf("key %s is revoked, and %d nodes under it; the rest is not: do it again: %w", revoked.ID, len(affected), err)
+		case err != nil:
+			return nil, nil, at, err
+		case !more:
+			return &revoked, affected, at, nil
+		}
 	}
-	return &revoked, affected, at, nil
 }
 
 // findKey reads and guards a key by id or name.
@@ -133,19 +154,6 @@ func (t *tx) findKey(ref string) (*keyring.Key, error) {
 		return nil, err
 	}
 	return t.key(found.ID)
-}
-
-// nodesUnder reads and guards the nodes that a key's revocation reaches.
-func (t *tx) nodesUnder(keyID string) ([]*keyring.Node, error) {
-	var under []*keyring.Node
-	for _, n := range t.View.Keyring.NodesUnder(keyID) {
-		fresh, err := t.node(n.ID)
-		if err != nil {
-			return nil, err
-		}
-		under = append(under, fresh)
-	}
-	return under, nil
 }
 
 // keepsQuorum refuses to take nodes away whose votes the mesh needs.

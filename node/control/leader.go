@@ -2,6 +2,8 @@ package control
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
@@ -47,25 +49,31 @@ func (c *Controller) loop(ctx context.Context) error {
 
 // alignAudiences brings every audience in step with the nodes.
 func (c *Controller) alignAudiences(ctx context.Context, v *state.View) error {
-	for name, members := range wanted(v.Keyring.Nodes) {
+	var errs []error
+	for name, members := range wanted(v.Keyring.Nodes, v.Keyring.Audiences) {
 		if a := v.Keyring.Audiences[name]; a != nil {
 			if missing, extra := compareMembers(a, members); len(missing)+len(extra) == 0 {
 				continue
 			}
 		}
 		_, err := c.update(ctx, "align audience "+name, func(t *tx) error {
-			return c.align(t, name, wanted(t.View.Keyring.Nodes)[name])
+			if now := wanted(t.View.Keyring.Nodes, t.View.Keyring.Audiences)[name]; len(now) > 0 {
+				return c.align(t, name, now)
+			}
+			return nil
 		})
 		if err != nil {
-			return err
+			errs = append(errs, err) // one that cannot be aligned keeps no other from it
+			continue
 		}
 		c.Logger.Info("audience aligned", "audience", name, "members", len(members))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // moveSigningKeys lets announced keys sign once every live node can verify them, and ends those whose tokens are over.
 func (c *Controller) moveSigningKeys(ctx context.Context, v *state.View) error {
+	var errs []error
 	for _, k := range v.Keyring.SigningKeys {
 		var move func(t *tx, k *keyring.SigningKey) ([]keyring.SigningKey, error)
 		switch k.State {
@@ -90,10 +98,10 @@ func (c *Controller) moveSigningKeys(ctx context.Context, v *state.View) error {
 			continue
 		}
 		if err := c.moveSigningKey(ctx, k.KID, move); err != nil && !fault.Is(err, fault.Conflict) {
-			return err
+			errs = append(errs, err)
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (c *Controller) moveSigningKey(ctx context.Context, kid string, move func(*tx, *keyring.SigningKey) ([]keyring.SigningKey, error)) error {
@@ -165,10 +173,9 @@ func jwksMaxAge(v *state.View) time.Duration {
 
 // rotateAssertionKeys announces the next key of each slot whose active one is old, asked to go, or missing.
 func (c *Controller) rotateAssertionKeys(ctx context.Context, v *state.View) error {
-	for name := range wanted(v.Keyring.Nodes) {
-		a := v.Keyring.Audiences[name]
+	for name := range slotsInUse(v) {
 		region, selector := assertSlot(name)
-		if a == nil || name != keyring.AssertAudience(region, selector) || !c.slotWantsKey(v, region, selector) {
+		if v.Keyring.Audiences[name] == nil || !c.slotWantsKey(v, region, selector) {
 			continue
 		}
 		_, err := c.update(ctx, "announce assertion key for "+region, func(t *tx) error {
@@ -193,6 +200,17 @@ func (c *Controller) rotateAssertionKeys(ctx context.Context, v *state.View) err
 	return nil
 }
 
+// slotsInUse are the audiences of the regions and selectors that have a proxy: the others need no new keys.
+func slotsInUse(v *state.View) map[string]bool {
+	slots := map[string]bool{}
+	for _, n := range v.Keyring.Nodes {
+		if n.Trusted() && n.HasRole(keyring.RoleProxy) {
+			slots[keyring.AssertAudience(n.Region, n.RouteSelector)] = true
+		}
+	}
+	return slots
+}
+
 func (c *Controller) slotWantsKey(v *state.View, region, selector string) bool {
 	period := 24 * time.Hour
 	if v.Config.Settings != nil {
@@ -213,15 +231,17 @@ func (c *Controller) slotWantsKey(v *state.View, region, selector string) bool {
 	return wants
 }
 
+// pruneBatch bounds how many revocations go with one commit.
+const pruneBatch = 50
+
 // sweep does what time does to keys, nodes and revocations.
 func (c *Controller) sweep(ctx context.Context, v *state.View) error {
+	var errs []error
 	now := c.now()
 	_, leadingSince := c.Leading()
 	for _, k := range v.Keyring.Keys {
 		if _, changed := keyring.SweepKey(*k, now); changed {
-			if err := c.sweepKey(ctx, k.ID); err != nil {
-				return err
-			}
+			errs = append(errs, c.sweepKey(ctx, k.ID))
 		}
 	}
 	for _, n := range v.Keyring.Nodes {
@@ -230,21 +250,21 @@ func (c *Controller) sweep(ctx context.Context, v *state.View) error {
 			silent = report.At
 		}
 		if _, changed, _ := keyring.SweepNode(*n, silent, now); changed {
-			if err := c.sweepNode(ctx, n.ID, silent); err != nil {
-				return err
-			}
+			errs = append(errs, c.sweepNode(ctx, n.ID, silent))
 		}
 	}
+	var over []*keyring.Revocation
 	for _, kind := range v.Keyring.Revocations {
 		for _, r := range kind {
 			if r.Over(now) {
-				if err := c.prune(ctx, r); err != nil {
-					return err
-				}
+				over = append(over, r)
 			}
 		}
 	}
-	return nil
+	for batch := range slices.Chunk(over, pruneBatch) {
+		errs = append(errs, c.prune(ctx, batch))
+	}
+	return errors.Join(errs...)
 }
 
 func (c *Controller) sweepKey(ctx context.Context, id string) error {
@@ -291,13 +311,16 @@ func (c *Controller) sweepNode(ctx context.Context, id string, silent time.Time)
 	return err
 }
 
-func (c *Controller) prune(ctx context.Context, r *keyring.Revocation) error {
-	_, err := c.update(ctx, "prune the revocation of "+r.Value, func(t *tx) error {
-		if _, err := t.get(state.RevocationPath(r.Kind, r.Value)); err != nil {
-			return err
-		}
-		if now := t.View.Keyring.Revocations[r.Kind][r.Value]; now != nil && now.Over(t.Now) {
-			t.del(state.RevocationPath(r.Kind, r.Value))
+func (c *Controller) prune(ctx context.Context, over []*keyring.Revocation) error {
+	_, err := c.update(ctx, "prune revocations", func(t *tx) error {
+		for _, r := range over {
+			now, err := t.revocation(r.Kind, r.Value)
+			if err != nil {
+				return err
+			}
+			if now != nil && now.Over(t.Now) { // somebody may have revoked it again meanwhile
+				t.del(state.RevocationPath(r.Kind, r.Value))
+			}
 		}
 		return nil
 	})

@@ -141,6 +141,9 @@ func (m *MeshServer) Report(stream grpc.BidiStreamingServer[iapmeshv1.ReportRequ
 		if err != nil {
 			return err
 		}
+		if req.Report == nil {
+			return fault.New(fault.Invalid, "report: it is empty")
+		}
 		if _, err := m.Caller(ctx); err != nil { // by the view of now: a node that was revoked meanwhile is heard no more
 			return err
 		}

@@ -39,7 +39,7 @@ func (r *Reports) Set(node string, report *iapmeshv1.NodeReport) {
 	defer r.mu.Unlock()
 	old, had := r.reports[node]
 	r.reports[node] = Report{report, r.now()}
-	if !had || state.RevisionOf(old.Revision) != state.RevisionOf(report.GetRevision()) || r.now().Sub(old.At) > keyring.LiveWithin {
+	if !had || state.RevisionOf(old.GetRevision()) != state.RevisionOf(report.GetRevision()) || r.now().Sub(old.At) > keyring.LiveWithin {
 		close(r.changed)
 		r.changed = make(chan struct{})
 	}

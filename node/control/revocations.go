@@ -3,6 +3,11 @@ package control
 import (
 	"context"
 	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -42,6 +47,16 @@ func (c *Controller) Revoke(ctx context.Context, by string, req *iapmeshv1.Revok
 
 // EndSession revokes one session at its user's sign-out, on the word of the node that he signed out at.
 func (c *Controller) EndSession(ctx context.Context, node, session, subject string) (revision.Revision, error) {
+	v, err := c.view()
+	if err != nil {
+		return revision.Revision{}, err
+	}
+	if n := v.Keyring.Nodes[node]; n == nil || !n.Trusted() || !n.HasRole(keyring.RoleProxy) {
+		return revision.Revision{}, fault.New(fault.Denied, "node %s is no proxy: nobody signs out there", node)
+	}
+	if !c.signOuts.allow(node, c.Now()) {
+		return revision.Revision{}, fault.New(fault.Unavailable, "node %s ends too many sessions: try again", node)
+	}
 	at, err := c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSession, Value: session, Reason: "signed out", By: "node/" + node})
 	if err == nil {
 		c.record(ctx, audit.KindRevocation, "node/"+node, map[string]string{"action": "revoke.session", "value": session, "user": subject, "reason": "signed out", "revision": at.String()})
@@ -50,22 +65,59 @@ func (c *Controller) EndSession(ctx context.Context, node, session, subject stri
 }
 
 func (c *Controller) refuse(ctx context.Context, req keyring.RevocationRequest) (revision.Revision, error) {
-	return c.update(ctx, "revoke "+string(req.Kind)+" "+req.Value, func(t *tx) error {
+	return c.updateAmongOthers(ctx, "revoke "+string(req.Kind)+" "+req.Value, func(t *tx) error {
 		req.Now = t.Now
 		r, err := keyring.NewRevocation(req)
 		if err != nil {
 			return err
 		}
-		path := state.RevocationPath(r.Kind, r.Value)
-		if _, err := t.get(path); err != nil {
+		old, err := t.revocation(r.Kind, r.Value)
+		if err != nil {
 			return err
 		}
-		if old := t.View.Keyring.Revocations[r.Kind][r.Value]; old != nil {
+		if old != nil {
 			r = keyring.MergeRevocation(*old, r)
 		}
 		t.put(state.PutRevocation(&r)) // again, at a later revision, if it stands already: sessions since then are refused, too
 		return nil
 	})
+}
+
+// revocation reads and guards a revocation; nil if there is none. One that cannot be read blocks, as every view has it.
+func (t *tx) revocation(kind keyring.RevocationKind, value string) (*keyring.Revocation, error) {
+	e, err := t.get(state.RevocationPath(kind, value))
+	if err != nil || e == nil {
+		return nil, err
+	}
+	var p iapmeshv1.Revocation
+	if err := proto.Unmarshal(e.Value, &p); err != nil {
+		return &keyring.Revocation{Kind: kind, Value: value, Block: kind == keyring.RevokeSubject}, nil //nolint:nilerr // said above
+	}
+	return state.RevocationOf(&p, e.Revision), nil
+}
+
+// The bounds of the sessions that one node may end: what a stolen proxy could sign out in a minute.
+const (
+	signOutsPerSecond = 20
+	signOutBurst      = 200
+)
+
+// signOuts bounds how often each node ends sessions. It remembers enrolled nodes alone.
+type signOuts struct {
+	mu    sync.Mutex
+	nodes map[string]*rate.Limiter // guarded by mu
+}
+
+func (s *signOuts) allow(node string, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.nodes == nil {
+		s.nodes = map[string]*rate.Limiter{}
+	}
+	if s.nodes[node] == nil {
+		s.nodes[node] = rate.NewLimiter(signOutsPerSecond, signOutBurst)
+	}
+	return s.nodes[node].AllowN(now, 1)
 }
 
 // Lift takes a revocation back: sessions minted before it count again unless they are over, and a blocked user may sign in.

@@ -35,11 +35,14 @@ func (c *Controller) AnnounceSigningKey(ctx context.Context, nodeID string, req 
 	})
 }
 
-// RotateSigningKeys asks the holders of active signing keys for successors: of a kind, of a node, of a region, or of all.
+// rotateBatch bounds how many signing keys are asked to go in one commit.
+const rotateBatch = 50
+
+// RotateSigningKeys asks the holders of active signing keys for successors: of a kind, of a node, of a region, or of all. It can be
+// repeated.
 func (c *Controller) RotateSigningKeys(ctx context.Context, by string, req *iapmeshv1.RotateSigningKeysRequest) ([]string, revision.Revision, error) {
-	var rotating []string
+	var matching, rotating []string
 	at, err := c.update(ctx, "rotate signing keys", func(t *tx) error {
-		rotating = nil
 		node := ""
 		if req.Node != "" {
 			var err error
@@ -48,29 +51,52 @@ func (c *Controller) RotateSigningKeys(ctx context.Context, by string, req *iapm
 			}
 		}
 		kind := state.SigningKindOf(req.Kind)
+		matching = nil
 		for _, k := range t.View.Keyring.SigningKeys {
-			if k.State != keyring.SigningActive || (kind != "" && k.Kind != kind) || (node != "" && k.Node != node) || (req.Region != "" && k.Region != req.Region) {
-				continue
+			if k.State == keyring.SigningActive && (kind == "" || k.Kind == kind) && (node == "" || k.Node == node) && (req.Region == "" || k.Region == req.Region) {
+				matching = append(matching, k.KID)
 			}
-			fresh, err := t.signingKey(k.KID)
-			if err != nil {
-				return err
-			}
-			asked, err := keyring.RequestRotation(*fresh)
-			if err != nil {
-				return err
-			}
-			t.put(state.PutSigningKey(&asked))
-			rotating = append(rotating, k.KID)
 		}
-		if len(rotating) == 0 {
+		if len(matching) == 0 {
 			return fault.New(fault.NotFound, "no active signing key matches")
 		}
-		slices.Sort(rotating)
+		slices.Sort(matching)
 		return nil
 	})
-	if err == nil {
+	for batch := range slices.Chunk(matching, rotateBatch) {
+		if err != nil {
+			break
+		}
+		var asked []string
+		if at, err = c.update(ctx, "rotate signing keys", func(t *tx) (err error) {
+			asked, err = t.askToRotate(batch)
+			return err
+		}); err == nil {
+			rotating = append(rotating, asked...)
+		}
+	}
+	if len(rotating) > 0 {
 		c.record(ctx, audit.KindRotation, by, map[string]string{"action": "signing-key.rotate", "kids": joined(rotating)})
 	}
 	return rotating, at, err
+}
+
+// askToRotate asks the keys that still sign for successors.
+func (t *tx) askToRotate(kids []string) (asked []string, err error) {
+	for _, kid := range kids {
+		k, err := t.signingKey(kid)
+		if err != nil {
+			return nil, err
+		}
+		if k.State != keyring.SigningActive {
+			continue
+		}
+		next, err := keyring.RequestRotation(*k)
+		if err != nil {
+			return nil, err
+		}
+		t.put(state.PutSigningKey(&next))
+		asked = append(asked, kid)
+	}
+	return asked, nil
 }

@@ -24,7 +24,8 @@ type tx struct {
 	ctx     context.Context
 	store   store.Reader
 	Now     time.Time
-	View    *state.View // for what need not be guarded: it may be older than the records that are read
+	View    *state.View // at least as new as every record that is read
+	certain bool        // also what writes nothing is confirmed by a commit: this node still leads, and what it read still holds
 	guards  map[string]store.Revision
 	puts    map[string]store.Entry
 	deletes map[string]bool
@@ -34,41 +35,153 @@ func newTx(ctx context.Context, s store.Reader, v *state.View, now time.Time) *t
 	return &tx{ctx: ctx, store: s, Now: now, View: v, guards: map[string]store.Revision{}, puts: map[string]store.Entry{}, deletes: map[string]bool{}}
 }
 
-// update runs decide on fresh reads until its commit stands or is refused.
+// update runs decide on fresh reads until its commit stands or is refused. One runs at a time: a rule over many records (names are
+// unique, a slot has one announced key, an audience's secrets have its version) holds because nobody writes in between.
 func (c *Controller) update(ctx context.Context, what string, decide func(*tx) error) (store.Revision, error) {
+	select {
+	case c.writing <- struct{}{}:
+		defer func() { <-c.writing }()
+	case <-ctx.Done():
+		return store.Revision{}, fmt.Errorf("%s: %w", what, fault.Wrap(fault.Unavailable, context.Cause(ctx)))
+	}
+	return c.updateAmongOthers(ctx, what, decide)
+}
+
+// updateAmongOthers is update for what concerns the records that it guards alone, and need not wait for others.
+func (c *Controller) updateAmongOthers(ctx context.Context, what string, decide func(*tx) error) (store.Revision, error) {
 	for range attempts {
 		term, err := c.mustLead()
 		if err != nil {
 			return store.Revision{}, err
+		}
+		if err := c.catchUp(ctx, store.Term(term)); err != nil {
+			return store.Revision{}, fmt.Errorf("%s: %w", what, err)
 		}
 		view, err := c.view()
 		if err != nil {
 			return store.Revision{}, err
 		}
 		t := newTx(ctx, c.Store, view, c.now())
-		if err := decide(t); err != nil {
+		err = decide(t)
+		if newest := t.newest(); view.Revision.Before(newest) {
+			// The view is older than a record that was read: what was decided on both is worth nothing.
+			if _, err := c.Source.WaitRevision(ctx, newest); err != nil {
+				return store.Revision{}, fmt.Errorf("%s: %w", what, err)
+			}
+			continue
+		}
+		if err != nil {
 			return store.Revision{}, fmt.Errorf("%s: %w", what, err)
 		}
-		if len(t.puts)+len(t.deletes) == 0 {
+		if len(t.puts)+len(t.deletes) == 0 && !t.certain {
 			return view.Revision, nil
 		}
 		at, err := c.Store.Commit(ctx, t.txn(store.Term(term)))
 		switch {
+		case err == nil && len(t.puts)+len(t.deletes) == 0:
+			return view.Revision, nil
 		case err == nil:
-			// The answer to a caller holds on this node at once: whoever asks it next sees what was done.
-			if _, err := c.Source.WaitRevision(ctx, at); err != nil {
-				return at, fmt.Errorf("%s: committed at %s: %w", what, at, err)
-			}
+			c.show(ctx, what, at)
 			return at, nil
 		case fault.Is(err, fault.Conflict):
 			continue
 		case errors.Is(err, store.ErrInDoubt):
-			return store.Revision{}, fmt.Errorf("%s: %w", what, err)
-		default:
-			return store.Revision{}, fmt.Errorf("%s: %w", what, err)
+			c.doubt()
+		}
+		if _, notLeading := c.mustLead(); notLeading != nil && !errors.Is(err, store.ErrInDoubt) {
+			return store.Revision{}, notLeading
+		}
+		return store.Revision{}, fmt.Errorf("%s: %w", what, err)
+	}
+	if _, err := c.mustLead(); err != nil {
+		return store.Revision{}, err
+	}
+	return store.Revision{}, fault.New(fault.Unavailable, "%s: others changed the same records %d times: try again", what, attempts)
+}
+
+// showTimeout bounds how long an answer waits until this node's own view holds what was committed.
+const showTimeout = 10 * time.Second
+
+// show waits until what was committed holds on this node, so that whoever asks it next sees what was done. It is done in any case:
+// a caller that goes away changes nothing.
+func (c *Controller) show(ctx context.Context, what string, at store.Revision) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), showTimeout)
+	defer cancel()
+	if _, err := c.Source.WaitRevision(ctx, at); err != nil {
+		c.Logger.Error("committed, but this node's view lags", "act", what, "revision", at.String(), "error", err)
+	}
+}
+
+// catchUp makes reads and view as new as everything that was committed, where that is not known: in a new term, and after a
+// commit whose fate is not known.
+func (c *Controller) catchUp(ctx context.Context, term store.Term) error {
+	c.mu.Lock()
+	caughtUp := c.caughtUp == term
+	c.mu.Unlock()
+	if caughtUp {
+		return nil
+	}
+	at, err := c.Store.Sync(ctx)
+	if err != nil {
+		return err
+	}
+	v, err := c.Source.WaitRevision(ctx, at)
+	if err != nil {
+		return err
+	}
+	latest := latestTime(v)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.caughtUp = term
+	if c.clock.Before(latest) {
+		c.clock = latest
+	}
+	return nil
+}
+
+// latestTime is the latest time that a leader before this one has written.
+func latestTime(v *state.View) time.Time {
+	latest := v.Keyring.Mesh.FoundedAt
+	see := func(t time.Time) {
+		if t.After(latest) {
+			latest = t
 		}
 	}
-	return store.Revision{}, fault.New(fault.Conflict, "%s: others changed the same records %d times: try again", what, attempts)
+	for _, n := range v.Keyring.Nodes {
+		see(n.StateSince)
+	}
+	for _, k := range v.Keyring.Keys {
+		see(k.CreatedAt)
+	}
+	for _, k := range v.Keyring.SigningKeys {
+		see(k.StateSince)
+	}
+	for _, a := range v.Keyring.Audiences {
+		see(a.RotatedAt)
+	}
+	for _, kind := range v.Keyring.Revocations {
+		for _, r := range kind {
+			see(r.At)
+		}
+	}
+	return latest
+}
+
+func (c *Controller) doubt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.caughtUp = 0
+}
+
+// newest is the latest revision of what was read.
+func (t *tx) newest() store.Revision {
+	var newest store.Revision
+	for _, at := range t.guards {
+		if newest.Before(at) {
+			newest = at
+		}
+	}
+	return newest
 }
 
 func (t *tx) txn(term store.Term) store.Txn {
@@ -89,6 +202,9 @@ func (t *tx) txn(term store.Term) store.Txn {
 func (t *tx) get(key string) (*store.Entry, error) {
 	if e, ok := t.puts[key]; ok {
 		return &e, nil
+	}
+	if t.deletes[key] {
+		return nil, nil
 	}
 	e, err := t.store.Get(t.ctx, key)
 	if fault.Is(err, fault.NotFound) {
