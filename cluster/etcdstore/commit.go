@@ -175,7 +175,7 @@ func (s *Store) Sync(ctx context.Context) (store.Revision, error) {
 	if err != nil {
 		return store.Revision{}, err
 	}
-	if mine := s.epochs.Load(); mine != nil && mine.current != e.current {
+	if mine := s.epochs.Load(); mine != nil && (mine.current != e.current || s.cluster.Load() != resp.Header.ClusterId) {
 		s.distrust()
 	}
 	return e.revision(head[0].ModRevision), nil

@@ -81,6 +81,7 @@ type Store struct {
 	state   *statemap.Map
 	epochs  atomic.Pointer[epochs] // nil until Run has read the state
 	leader  atomic.Pointer[leader] // nil while nobody leads
+	cluster atomic.Uint64          // etcd's id, of which the state was read
 	metrics *metrics
 	once    sync.Once
 	closed  chan struct{}

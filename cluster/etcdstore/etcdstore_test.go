@@ -217,6 +217,31 @@ func TestARestoredEtcdIsBelievedUnderALaterEpoch(t *testing.T) {
 	}
 }
 
+// Another cluster that is ahead is believed as a whole, never on top of what was.
+func TestAnotherClusterIsReadWhole(t *testing.T) {
+	t.Parallel()
+	first, second := startEtcd(t), startEtcd(t)
+	w := newWay(t, first)
+	m, there := open(t, config(w.addr, "/m/", "control-1")), open(t, config(second, "/m/", "control-2"))
+	have := mustCommit(t, m, put("k", "first", "first", ""))
+	mustWait(t, m, have)
+	behind := mustCommit(t, there, put("k", "second"))
+	w.Heal(second)
+	for behind.Before(have) || behind == have {
+		behind = mustCommit(t, there, put("second", ""))
+	}
+	rev := mustCommit(t, there, put("third", ""))
+	eventually(t, "the second cluster's state", func() bool {
+		_, err := m.Sync(t.Context())
+		return err == nil && !m.Revision().Before(rev)
+	})
+	mustWait(t, m, mustCommit(t, there, put("fourth", "")))
+	_, err := m.Get(t.Context(), "first")
+	if !fault.Is(err, fault.NotFound) || value(t, m, "k") != "second" {
+		t.Errorf("first: %v, k = %q: a mixture of two clusters", err, value(t, m, "k"))
+	}
+}
+
 func TestWithoutEtcd(t *testing.T) {
 	t.Parallel()
 	etcd := startEtcd(t)

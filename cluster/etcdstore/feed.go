@@ -24,7 +24,7 @@ const (
 	readIn    = 30 * time.Second // the whole state
 )
 
-var errDistrusted = errors.New("etcd is in another epoch")
+var errDistrusted = errors.New("etcd is in another epoch, or another cluster")
 
 // Run reads the state and follows it until ctx ends, then closes everything; it returns nil. It is called once.
 func (s *Store) Run(ctx context.Context) error {
@@ -66,6 +66,9 @@ func (s *Store) feed(ctx context.Context) error {
 			if err := resp.Err(); err != nil {
 				return err
 			}
+			if resp.Header.ClusterId != s.cluster.Load() {
+				return errDistrusted
+			}
 			if resp.IsProgressNotify() { // nothing was written up to here: a compaction of it costs nothing
 				s.next = resp.Header.Revision + 1
 			}
@@ -79,8 +82,8 @@ func (s *Store) feed(ctx context.Context) error {
 	}
 }
 
-// distrust makes Run read everything: etcd is in another epoch than this node. Most often the watch is about to say so; but after
-// etcd was restored from a backup, the watch waits for an index that is far away.
+// distrust makes Run read everything: etcd is in another epoch than this node, or is another cluster. Of an epoch, the watch is
+// mostly about to say so; but where etcd was restored from a backup, it waits for an index that is far away.
 func (s *Store) distrust() {
 	select {
 	case s.doubt <- struct{}{}:
@@ -97,6 +100,7 @@ func (s *Store) read(ctx context.Context) error {
 	}
 	var all []*mvccpb.KeyValue
 	var at int64
+	var cluster uint64
 	from, end := s.keys.prefix, clientv3.GetPrefixRangeEnd(s.keys.prefix)
 	for more := true; more; {
 		page, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(at))
@@ -104,24 +108,28 @@ func (s *Store) read(ctx context.Context) error {
 			return err
 		}
 		if at == 0 {
-			at = page.Header.Revision
+			at, cluster = page.Header.Revision, page.Header.ClusterId
 		}
 		all = append(all, page.Kvs...)
 		if more = page.More && len(page.Kvs) > 0; more {
 			from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
 		}
 	}
-	state, err := s.stateOf(all)
+	state, epochs, leads, err := s.stateOf(all)
 	if err != nil {
 		return err
 	}
-	switch have := s.Revision(); {
-	case state.Revision().Before(have):
+	have := s.Revision()
+	if state.Revision().Before(have) {
 		return fault.New(fault.Unavailable, "etcd went back to %v, this node has %v: if it was restored from a backup, begin a later epoch", state.Revision(), have)
-	case have.Before(state.Revision()):
+	}
+	s.epochs.Store(epochs)
+	s.leader.Store(leads)
+	if have.Before(state.Revision()) || s.cluster.Load() != cluster {
 		s.state.Publish(state, nil)
 		s.metrics.reads.Inc()
 	}
+	s.cluster.Store(cluster)
 	s.next = at + 1
 	return nil
 }
@@ -135,8 +143,8 @@ func (s *Store) found(ctx context.Context) error {
 	return err
 }
 
-// stateOf makes a state of all that lies under the prefix, and takes note of epoch and leader.
-func (s *Store) stateOf(all []*mvccpb.KeyValue) (*statemap.State, error) {
+// stateOf makes a state of all that lies under the prefix.
+func (s *Store) stateOf(all []*mvccpb.KeyValue) (*statemap.State, *epochs, *leader, error) {
 	var found *epochs
 	var leads *leader
 	for _, kv := range all {
@@ -144,14 +152,14 @@ func (s *Store) stateOf(all []*mvccpb.KeyValue) (*statemap.State, error) {
 		switch string(kv.Key) {
 		case s.keys.epoch():
 			if found, err = parseEpochs(kv.Value, kv.ModRevision); err != nil {
-				return nil, err
+				return nil, nil, nil, err
 			}
 		case s.keys.leader():
 			leads = parseLeader(kv)
 		}
 	}
 	if found == nil {
-		return nil, fault.New(fault.Invalid, "etcd holds no %s", s.keys.epoch())
+		return nil, nil, nil, fault.New(fault.Invalid, "etcd holds no %s", s.keys.epoch())
 	}
 	txn := statemap.NewTxn()
 	var at int64
@@ -164,9 +172,7 @@ func (s *Store) stateOf(all []*mvccpb.KeyValue) (*statemap.State, error) {
 			at = max(at, kv.ModRevision)
 		}
 	}
-	s.epochs.Store(found)
-	s.leader.Store(leads)
-	return txn.Commit(found.revision(at)), nil
+	return txn.Commit(found.revision(at)), found, leads, nil
 }
 
 // apply publishes the commits that events are made of. An answer of etcd never holds a part of a revision.

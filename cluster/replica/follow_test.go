@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -252,10 +253,14 @@ func TestASilentSourceIsLeft(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	mute := listen(t, &source{follow: silent})
-	r, _ := open(t, config(t.TempDir(), dial(t, mute, serve(t, replica.ServerConfig{Reader: s}))))
+	var log strings.Builder // Run's alone
+	cfg := config(t.TempDir(), dial(t, mute, serve(t, replica.ServerConfig{Reader: s})))
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	r, stop := open(t, cfg)
 	mustWait(t, r, mustCommit(t, s, put("k", "1")))
-	if mute.streams.Load() == 0 {
-		t.Error("the silent source was not asked")
+	stop()
+	if mute.streams.Load() == 0 || !strings.Contains(log.String(), "said nothing for 1s") {
+		t.Errorf("%d streams from the silent source; log: %s", mute.streams.Load(), log.String())
 	}
 }
 
