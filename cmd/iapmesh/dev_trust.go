@@ -21,8 +21,9 @@ func newDevTrustCommand(c *cli, f *devFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "trust", Short: "Make this machine and its browsers trust the development CA",
 		Long: `Install the development CA, which can speak for localhost, its subdomains and the loopback addresses and for nothing else, where this
-machine's programs and Chromium and Firefox look. With --print, say what would be done and print the certificate.`,
-		Args: exactArgs(),
+machine's programs and Chromium look. With --print, say what would be done and print the certificate.`,
+		Example: "  iapmesh dev trust --print",
+		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.findCA(); err != nil {
 				return err

@@ -16,7 +16,7 @@ func explainJoin(err error) error {
 		return nil
 	case errors.As(err, &format):
 		return hint(err, "The key is cut, mistyped or none at all: check it with \"iapmesh key inspect --file FILE\".")
-	case !strings.Contains(err.Error(), "join"):
+	case !strings.HasPrefix(err.Error(), "join"):
 		return err
 	}
 	switch fault.KindOf(err) {

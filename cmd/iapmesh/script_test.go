@@ -1,8 +1,14 @@
 package main
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -32,10 +38,11 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"addresses":  addresses,
-			"eventually": eventually,
-			"status1":    exits(1),
-			"status2":    exits(2),
+			"addresses":   addresses,
+			"certificate": certificate,
+			"eventually":  eventually,
+			"status1":     exits(1),
+			"status2":     exits(2),
 		},
 	})
 }
@@ -47,6 +54,20 @@ func addresses(ts *testscript.TestScript, _ bool, names []string) {
 		ts.Check(err)
 		defer l.Close() // after the last is found: else two might be the same
 		ts.Setenv(name, l.Addr().String())
+	}
+}
+
+// certificate CERT KEY: writes what users of a proxy see.
+func certificate(ts *testscript.TestScript, _ bool, files []string) {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	ts.Check(err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"}, NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	ts.Check(err)
+	key, err := x509.MarshalPKCS8PrivateKey(private)
+	ts.Check(err)
+	for i, block := range []*pem.Block{{Type: "CERTIFICATE", Bytes: cert}, {Type: "PRIVATE KEY", Bytes: key}} {
+		ts.Check(os.WriteFile(ts.MkAbs(files[i]), pem.EncodeToMemory(block), 0o600))
 	}
 }
 
