@@ -270,6 +270,47 @@ func (p *person) opensEvents(in region) *stream {
 	return s
 }
 
+// uploads sends a body without end to echo, waits until echo says that it reads, and watches.
+func (p *person) uploads(in region) *stream {
+	p.t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(p.t.Context()))
+	p.t.Cleanup(cancel)
+	body, send := io.Pipe()
+	p.t.Cleanup(func() { _ = send.Close() })
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, in.url(p.mesh.Hosts.Echo, "/upload?progress=1000&rate=200000"), body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	go func() {
+		for piece := make([]byte, 4000); ; {
+			if _, err := send.Write(piece); err != nil { // the client has stopped reading it
+				return
+			}
+		}
+	}()
+	r.Header.Set("Accept", "application/json")
+	response, err := p.api.Do(r) // HTTP/2: the answer begins while the body goes on
+	if err != nil {
+		p.t.Fatalf("upload in %s: %v", in.Name, err)
+	}
+	if response.StatusCode != http.StatusOK {
+		response.Body.Close()
+		p.t.Fatalf("upload in %s: status %d", in.Name, response.StatusCode)
+	}
+	lines := bufio.NewScanner(response.Body)
+	if !lines.Scan() {
+		p.t.Fatalf("upload in %s: %v", in.Name, lines.Err())
+	}
+	s := &stream{name: "the upload in " + in.Name, ended: make(chan struct{})}
+	go func() {
+		defer response.Body.Close()
+		for lines.Scan() {
+		}
+		s.end(fmt.Errorf("end of answer: %w", errOr(lines.Err(), io.EOF)))
+	}()
+	return s
+}
+
 func errOr(err, otherwise error) error {
 	if err == nil {
 		return otherwise

@@ -256,7 +256,7 @@ func revokeAna(t *testing.T, m *devMesh, ana *person, all []region) {
 	t.Helper()
 	var open []*stream
 	for _, r := range all {
-		open = append(open, ana.opensWebSocket(r), ana.opensEvents(r))
+		open = append(open, ana.opensWebSocket(r), ana.opensEvents(r), ana.uploads(r))
 	}
 	for _, s := range open {
 		s.isOpen(t)
