@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -42,7 +44,10 @@ Without --data-dir everything is removed at the end, but for the development CA,
 		if err != nil {
 			return err
 		}
-		return m.Run(cmd.Context())
+		// A terminal that is closed ends it as Ctrl-C does.
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
+		defer stop()
+		return m.Run(ctx)
 	}
 	cmd.Flags().StringVar(&f.config.DataDir, "data-dir", "", "`DIR` in which the mesh goes on where it was (default: a temporary one)")
 	cmd.Flags().IntVar(&f.config.BasePort, "base-port", 0, "`PORT` of the first region's API, from which all others are counted (default 17443)")

@@ -3,8 +3,8 @@ package mesh
 import (
 	"bytes"
 	"fmt"
-	"hash/fnv"
 	"io"
+	"slices"
 	"sync"
 )
 
@@ -42,12 +42,14 @@ func (l *lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// label is the prefix of a region's lines.
+// label is the prefix of a region's lines. Red is left to what goes wrong.
 func label(name string, color bool) string {
 	if !color {
 		return fmt.Sprintf("%-8s │ ", name)
 	}
-	h := fnv.New32a()
-	h.Write([]byte(name))
-	return fmt.Sprintf("\x1b[%dm%-8s │\x1b[0m ", 31+h.Sum32()%6, name)
+	code := 90
+	if i := slices.Index(regions[:], name); i >= 0 {
+		code = [...]int{36, 33, 35}[i]
+	}
+	return fmt.Sprintf("\x1b[%dm%-8s │\x1b[0m ", code, name)
 }
