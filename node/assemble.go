@@ -19,10 +19,10 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// parts are what runs: base holds what the front stands on.
+// parts are what runs, in stages: the front stands on the base, and all of it on the ground.
 type parts struct {
-	base, front []part
-	closers     []func()
+	ground, base, front []part
+	closers             []func()
 }
 
 func (p *parts) close() {
@@ -115,7 +115,7 @@ func (a *assembly) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.base = append(a.base, part{"mesh port", a.port.Run})
+	a.ground = append(a.ground, part{"mesh port", a.port.Run})
 	return nil
 }
 

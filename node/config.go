@@ -166,7 +166,10 @@ func (c *Config) Validate() error {
 	if len(c.Join.Addresses) > 0 {
 		errs = append(errs, c.Join.Key.validate("join.key"))
 	}
-	if c.HasRole(keyring.RoleProxy) && c.Listen.Proxy != "" && len(c.TLS.Certificates) == 0 {
+	if c.HasRole(keyring.RoleProxy) && c.Listen.Proxy == "" {
+		bad("listen.proxy: a proxy listens for users")
+	}
+	if c.HasRole(keyring.RoleProxy) && len(c.TLS.Certificates) == 0 {
 		bad("tls.certificates: a proxy needs at least one")
 	}
 	for i, f := range c.TLS.Certificates {

@@ -52,6 +52,9 @@ func Init(ctx context.Context, c InitConfig) (*Founded, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
+		return nil, fault.New(fault.Invalid, "data_dir: %w", err)
+	}
 	id, err := openIdentity(ctx, &c.Config)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,6 +72,9 @@ func NewIn(ctx context.Context, c Config, env Env) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
+		return nil, fault.New(fault.Invalid, "data_dir: %w", err)
+	}
 	id, err := openIdentity(ctx, &c)
 	if err != nil {
 		return nil, err
@@ -98,35 +103,41 @@ func (n *Node) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Two stages: what serves ends first; then what it stands on, so that the last records still reach the disk and the last view
-	// is the one that the last request was decided by.
-	base, baseCtx := errgroup.WithContext(context.WithoutCancel(ctx))
-	baseCtx, stopBase := context.WithCancel(baseCtx)
-	defer stopBase()
-	for _, part := range p.base {
-		run(base, baseCtx, part)
-	}
-	front, frontCtx := errgroup.WithContext(ctx)
-	front.Go(func() error { // a base part that ends takes the front with it
-		select {
-		case <-frontCtx.Done():
-			return nil
-		case <-baseCtx.Done():
-			return fault.New(fault.Internal, "a part that this node stands on has ended")
-		}
-	})
-	for _, part := range p.front {
-		run(front, frontCtx, part)
-	}
 	n.logger.Info("node runs", "id", n.id.public.NodeID, "mesh", n.id.public.MeshID, "roles", n.config.Roles, "mesh_address", n.addresses.Mesh)
-	err = front.Wait()
-	stopBase()
-	err = errors.Join(base.Wait(), err)
+	err = runStages(ctx, p.ground, p.base, p.front)
 	p.close()
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		return nil
 	}
 	return err
+}
+
+// runStages runs all parts and ends them stage by stage, the last first: what serves, then what it stands on, so that the last records
+// still reach the disk, then the mesh port, so that a leader can still hand over. A part that ends takes everything with it.
+func runStages(ctx context.Context, stages ...[]part) error {
+	type running struct {
+		group *errgroup.Group
+		stop  context.CancelFunc
+	}
+	over, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	started := make([]running, 0, len(stages))
+	for _, parts := range stages {
+		stageCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+		g, groupCtx := errgroup.WithContext(stageCtx)
+		for _, p := range parts {
+			run(g, groupCtx, p)
+		}
+		context.AfterFunc(groupCtx, func() { end(context.Canceled) })
+		started = append(started, running{g, stop})
+	}
+	<-over.Done()
+	var errs []error
+	for _, r := range slices.Backward(started) {
+		r.stop()
+		errs = append(errs, r.group.Wait())
+	}
+	return errors.Join(errs...)
 }
 
 // part is something that runs as long as the node does.
