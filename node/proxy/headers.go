@@ -8,17 +8,30 @@ import (
 )
 
 // identityPrefixes begin the folded names of headers by which some proxy tells an application who is calling, from where, or
-// for which URL. No client may send one.
-var identityPrefixes = []string{
-	"x-iapmesh-", "x-forwarded-", "x-auth-request-", "remote-", "x-remote-", "x-goog-iap-", "x-goog-authenticated-user-", "x-pomerium-",
-	"cf-access-", "x-webauth-", "x-authentik-", "x-vouch-", "x-amzn-oidc-", "x-ms-client-principal", "tailscale-user-",
+// for which URL; by their first byte. No client may send one. They never change.
+var identityPrefixes = map[byte][]string{
+	'c': {"cf-access-"},
+	'h': {"http-remote-"},
+	'i': {"iv-"},
+	'o': {"oidc-"},
+	'r': {"remote-"},
+	's': {"shib-", "sm-user", "sm-universalid", "sm-serversession", "ssl-client-"},
+	't': {"tailscale-user-"},
+	'w': {"wl-proxy-"},
+	'x': {
+		"x-iapmesh-", "x-forwarded-", "x-auth-request-", "x-remote-", "x-goog-iap-", "x-goog-authenticated-user-", "x-pomerium-",
+		"x-webauth-", "x-authentik-", "x-vouch-", "x-amzn-oidc-", "x-ms-client-principal", "x-original-", "x-envoy-", "x-appengine-",
+		"x-ssl-client-", "x-client-cert", "x-authenticated-", "x-consumer-", "x-credential-", "x-jwt-claim-", "x-shib-", "x-sso-",
+	},
 }
 
 // identityHeaders are such names too, or would make the application read another request than the one that was decided on.
 var identityHeaders = map[string]bool{
 	"proxy": true, "forwarded": true, "x-request-id": true, "x-forwarded": true, "x-real-ip": true, "x-client-ip": true, "client-ip": true,
-	"x-cluster-client-ip": true, "true-client-ip": true, "cf-connecting-ip": true, "x-authenticated-user": true,
-	"x-original-url": true, "x-original-uri": true, "x-original-host": true, "x-rewrite-url": true, "x-host": true,
+	"x-cluster-client-ip": true, "true-client-ip": true, "cf-connecting-ip": true, "fastly-client-ip": true, "fly-client-ip": true,
+	"x-azure-clientip": true, "x-azure-socketip": true, "x-originating-ip": true, "proxy-client-ip": true, "x-proxyuser-ip": true, "x-forward-for": true,
+	"x-auth-user": true, "x-auth-username": true, "x-auth-email": true, "x-auth-groups": true, "x-auth-roles": true, "x-userinfo": true, "x-id-token": true,
+	"x-apigateway-api-userinfo": true, "x-endpoint-api-userinfo": true, "x-scheme": true, "x-url-scheme": true, "front-end-https": true, "x-rewrite-url": true, "x-host": true,
 	"x-http-method-override": true, "x-http-method": true, "x-method-override": true,
 }
 
@@ -74,12 +87,7 @@ func hasIdentityPrefix(folded []byte) bool {
 	if len(folded) == 0 {
 		return false
 	}
-	switch folded[0] {
-	case 'x', 'r', 'c', 't': // few headers begin so: most are told apart by one byte
-	default:
-		return false
-	}
-	for _, p := range identityPrefixes {
+	for _, p := range identityPrefixes[folded[0]] {
 		if len(folded) >= len(p) && string(folded[:len(p)]) == p {
 			return true
 		}

@@ -58,6 +58,11 @@ func TestIdentityHeadersOfTheClientNeverArrive(t *testing.T) {
 		"X-Pomerium-Jwt-Assertion", "X_Pomerium_Claim_Email", "X-Webauth-User", "X-Amzn-Oidc-Data", "X-Ms-Client-Principal", "X-Ms-Client-Principal-Name",
 		"X-Acme-Subject", "X_Acme_Subject", "x.acme.subject", "X!Acme~Subject",
 		"X-Real-Ip", "True-Client-Ip", "Proxy", "X-Original-Url", "X-Rewrite-Url", "X-Http-Method-Override", "X_HTTP_Method_Override",
+		"X-Original-Method", "X_Original_Forwarded_For", "X-Envoy-External-Address", "X-Appengine-User-Email", "X-Ssl-Client-Dn", "SSL_CLIENT_VERIFY", "X-Client-Cert",
+		"OIDC_CLAIM_email", "Oidc-Access-Token", "X-Consumer-Username", "X-Authenticated-Userid", "X-Credential-Identifier", "Iv-User", "SM_USER", "Sm_universalid",
+		"Shib-Identity-Provider", "WL-Proxy-Client-IP", "WL_Proxy_SSL", "Http-Remote-User", "X-Userinfo", "X-Id-Token", "X-Apigateway-Api-Userinfo", "X-Endpoint-Api-Userinfo",
+		"X-Auth-User", "X-Auth-Email", "X-Auth-Username", "X-Auth-Groups", "X-Sso-User", "Fastly-Client-Ip", "Fly-Client-Ip", "X-Azure-Clientip", "X-Originating-Ip",
+		"Proxy-Client-Ip", "X-Proxyuser-Ip", "X-Scheme", "X-Url-Scheme", "Front-End-Https",
 		"X-Request-Id", "Transfer_Encoding", "Content_Length", "Authorization_", "Host_",
 	}
 	for _, host := range []string{"billing.example.com", "open.example.com"} { // with a user, and without: ours absent is no reason to keep theirs
