@@ -137,7 +137,7 @@ func (c *Controller) beginAudience(t *tx, name string, members map[string][]byte
 		return c.makeSecret(t, key, keyring.SecretHandoff, 32)
 	case strings.HasPrefix(name, "assert/"):
 		region, selector := assertSlot(name)
-		return c.announceAssertion(t, key, region, selector)
+		return c.announceAssertion(t, key, region, selector, t.View.Keyring.SigningKeys)
 	}
 	return nil
 }
@@ -182,6 +182,11 @@ func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[stri
 		return err
 	}
 	t.put(state.PutAudience(&next))
+	expelled := slices.ContainsFunc(a.Wraps, func(w keyring.Wrap) bool {
+		n := t.View.Keyring.Nodes[w.Node]
+		return members[w.Node] == nil && (n == nil || n.State == keyring.NodeRevoked)
+	})
+	keys := maps.Clone(t.View.Keyring.SigningKeys)
 	for _, s := range t.View.Keyring.Secrets {
 		if s.Audience != a.Name {
 			continue
@@ -196,11 +201,14 @@ func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[stri
 			}
 			continue
 		}
-		if k := t.View.Keyring.SigningKeys[s.Name]; k != nil && k.State == keyring.SigningAnnounced && strings.HasPrefix(a.Name, "assert/") {
-			// It has signed nothing, and whoever leaves holds it: the slot gets another.
-			if err := t.dropAnnounced(k.KID, state.SecretPath(s.Audience, s.Name)); err != nil {
+		if k := t.View.Keyring.SigningKeys[s.Name]; k != nil && strings.HasPrefix(a.Name, "assert/") && (expelled || k.State == keyring.SigningAnnounced) {
+			// Whoever leaves holds it. One that was announced has signed nothing yet: the slot gets another. One that is in use
+			// gets a successor in the ordinary way, below, unless somebody was revoked: he is not trusted for a moment longer.
+			dropped, err := t.dropAssertionKey(k, state.SecretPath(s.Audience, s.Name))
+			if err != nil {
 				return err
 			}
+			keys[k.KID] = dropped
 			continue
 		}
 		resealed, err := seal.Reseal(old, key, *fresh, t.Now)
@@ -212,21 +220,29 @@ func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[stri
 			return err
 		}
 	}
+	if expelled && strings.HasPrefix(a.Name, "assert/") {
+		region, selector := assertSlot(a.Name)
+		return c.announceAssertion(t, key, region, selector, keys) // nothing else of its slot is active: it signs at once
+	}
 	return nil
 }
 
-func (t *tx) dropAnnounced(kid, secret string) error {
-	fresh, err := t.signingKey(kid)
+// dropAssertionKey revokes an assertion key, if it still verifies, and deletes its private half.
+func (t *tx) dropAssertionKey(k *keyring.SigningKey, secret string) (*keyring.SigningKey, error) {
+	t.del(secret)
+	if !k.Verifies() {
+		return k, nil
+	}
+	fresh, err := t.signingKey(k.KID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	revoked, err := keyring.RevokeSigningKey(*fresh, "a node that could open it is gone", t.Now)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	t.put(state.PutSigningKey(&revoked))
-	t.del(secret)
-	return nil
+	return &revoked, nil
 }
 
 // renewAssertionKey asks for a successor if the secret is an active assertion key's private half.
@@ -251,7 +267,7 @@ func (t *tx) secret(audience, name string) (*keyring.Secret, error) {
 }
 
 // announceAssertion makes an assertion key for a slot and stores its private half under the slot's audience.
-func (c *Controller) announceAssertion(t *tx, key seal.AudienceKey, region, selector string) error {
+func (c *Controller) announceAssertion(t *tx, key seal.AudienceKey, region, selector string, keys map[string]*keyring.SigningKey) error {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), c.Random)
 	if err != nil {
 		return err
@@ -264,7 +280,7 @@ func (c *Controller) announceAssertion(t *tx, key seal.AudienceKey, region, sele
 	if err != nil {
 		return err
 	}
-	k, err := keyring.AnnounceAssertionKey(region, selector, spki, t.View.Keyring.SigningKeys, t.Now)
+	k, err := keyring.AnnounceAssertionKey(region, selector, spki, keys, t.Now)
 	if err != nil {
 		return err
 	}

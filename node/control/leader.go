@@ -190,7 +190,7 @@ func (c *Controller) rotateAssertionKeys(ctx context.Context, v *state.View) err
 			if err != nil {
 				return err
 			}
-			return c.announceAssertion(t, key, region, selector)
+			return c.announceAssertion(t, key, region, selector, t.View.Keyring.SigningKeys)
 		})
 		if err != nil {
 			return err
