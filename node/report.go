@@ -84,7 +84,7 @@ func (r *reporter) stream(ctx context.Context, c iapmeshv1.MeshServiceClient, o 
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return finalError(s, ctx.Err()) // gRPC writes the trailer, which says who leads, until Recv has failed
 		case <-ticker.C:
 		case <-changed:
 		}
