@@ -34,7 +34,7 @@ const (
 // devMesh is a running `iapmesh dev`.
 type devMesh struct {
 	*mesh.Description
-	t      *testing.T
+	t      testing.TB
 	dir    string // --data-dir
 	env    []string
 	cmd    *exec.Cmd
@@ -63,7 +63,7 @@ func (o *output) String() string {
 }
 
 // startMesh starts a mesh in a new directory, on free ports, and waits until it is ready.
-func startMesh(t *testing.T) *devMesh {
+func startMesh(t testing.TB) *devMesh {
 	t.Helper()
 	// Below the ports that the system gives to outgoing connections; test binaries that run at once begin apart.
 	base, err := mesh.FreeBasePort(20000 + os.Getpid()%60*100)
@@ -86,15 +86,16 @@ func (m *devMesh) start(args ...string) {
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
-	exited, cmd := m.exited, m.cmd
+	exited, cmd, out := m.exited, m.cmd, m.out
 	go func() {
 		m.err = cmd.Wait()
 		close(exited)
 	}()
 	m.t.Cleanup(func() {
 		m.stop()
+		healthy(m.t, out.String())
 		if m.t.Failed() {
-			m.t.Logf("the last of what dev printed:\n%s", tail(m.out.String(), 40))
+			m.t.Logf("the last of what dev printed:\n%s", tail(out.String(), 40))
 		}
 	})
 	file := filepath.Join(m.dir, "dev.json")
@@ -239,7 +240,7 @@ func (m *devMesh) user(name string) dev.User {
 }
 
 // eventually tries until it works; the last try says what was missing.
-func eventually(t *testing.T, within time.Duration, what string, try func() error) {
+func eventually(t testing.TB, within time.Duration, what string, try func() error) {
 	t.Helper()
 	ticker := time.NewTicker(pollEvery)
 	defer ticker.Stop()
@@ -253,6 +254,18 @@ func eventually(t *testing.T, within time.Duration, what string, try func() erro
 		case <-deadline:
 			t.Fatalf("wait until %s: %v", what, err)
 		case <-ticker.C:
+		}
+	}
+}
+
+// healthy finds in what processes printed that one of them went wrong, however well the mesh went on without it. Data races are found in
+// a binary that was built with -race.
+func healthy(t testing.TB, text string) {
+	t.Helper()
+	for _, sign := range []string{"DATA RACE", "panic: ", "fatal error: "} {
+		if at := strings.Index(text, sign); at >= 0 {
+			lines := strings.SplitN(text[at:], "\n", 80)
+			t.Errorf("%s", strings.Join(lines[:len(lines)-1], "\n"))
 		}
 	}
 }

@@ -41,7 +41,7 @@ func (r region) url(host, path string) string {
 // person is somebody with a browser.
 type person struct {
 	dev.User
-	t       *testing.T
+	t       testing.TB
 	mesh    *devMesh
 	browser *dev.Browser
 	api     *http.Client // the browser's cookies, no redirects
@@ -173,7 +173,7 @@ func assertionKID(t *testing.T, e app.Echo) string {
 	return kidOf(t, e.Headers.Get(app.AssertionHeader))
 }
 
-func kidOf(t *testing.T, token string) string {
+func kidOf(t testing.TB, token string) string {
 	t.Helper()
 	head, _, _ := strings.Cut(token, ".")
 	data, err := base64.RawURLEncoding.DecodeString(head)

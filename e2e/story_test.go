@@ -223,6 +223,7 @@ func startProcess(t *testing.T, m *devMesh, name string, args ...string) *exec.C
 			_ = cmd.Process.Kill()
 			<-exited
 		}
+		healthy(t, out.String())
 		if t.Failed() {
 			t.Logf("the last of what %s printed:\n%s", name, tail(out.String(), 40))
 		}
