@@ -75,7 +75,7 @@ func (v *visit) finish(b *boxes, a attempt, query url.Values) (result string) {
 	}
 	// Talking to the provider took time: whoever was blocked, whatever was removed meanwhile, counts.
 	v.refresh()
-	token, s, err := v.cfg.Minter.Mint(v.view, session.Grant{Identity: who})
+	token, s, err := v.cfg.Minter.Mint(v.view, session.Grant{Identity: who, Host: v.host})
 	if errors.Is(err, session.ErrBlocked) {
 		if err := v.recordRefusal(who, a.Provider, "blocked"); err != nil {
 			v.failOn(err)

@@ -147,6 +147,7 @@ func (v *visit) redeemToken(t target, token string) error {
 		return err
 	}
 	grant, err := body.grant()
+	grant.Host = v.host
 	switch {
 	case err != nil:
 		return err
@@ -197,7 +198,7 @@ func (v *visit) signedInFor(t target) bool {
 		return false
 	}
 	s, err := v.cfg.Verifier.Verify(v.view, route, token)
-	return err == nil && slices.Contains(providers, s.Identity.Provider())
+	return err == nil && s.On(v.host) == nil && slices.Contains(providers, s.Identity.Provider())
 }
 
 // minterOf is the node that signed a token which was verified just before; empty if it is unknown.

@@ -20,10 +20,10 @@ var portalPage = page.Parse(`{{define "title"}}Your applications{{end}}
 // portal lists the routes that the user may open, on the sign-in host.
 func (v *visit) portal() {
 	token := session.ReadCookie(v.r)
-	s, err := v.cfg.Verifier.Identify(v.view, token)
+	s, err := v.identify(token)
 	if waited, waitErr := v.cfg.Verifier.Await(v.r.Context(), v.cfg.Views, err); err != nil && waitErr == nil {
 		v.view = waited
-		s, err = v.cfg.Verifier.Identify(v.view, token)
+		s, err = v.identify(token)
 	}
 	switch {
 	case fault.Is(err, fault.Unavailable):

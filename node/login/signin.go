@@ -142,9 +142,22 @@ func (v *visit) verify(t target, token string) (*session.Session, error) {
 	case err != nil:
 		return nil, err
 	case route == nil:
-		return v.cfg.Verifier.Identify(v.view, token)
+		return v.identify(token)
 	}
-	return v.cfg.Verifier.Verify(v.view, route, token)
+	s, err := v.cfg.Verifier.Verify(v.view, route, token)
+	if err == nil {
+		err = s.On(v.host)
+	}
+	return s, err
+}
+
+// identify says whose session on this host a token is.
+func (v *visit) identify(token string) (*session.Session, error) {
+	s, err := v.cfg.Verifier.Identify(v.view, token)
+	if err == nil {
+		err = s.On(v.host)
+	}
+	return s, err
 }
 
 // vouchesFor reports whether a node may handle identity for every route that this node does. What a node with a narrower selector

@@ -30,7 +30,7 @@ var signOutPage = page.Parse(`{{define "title"}}Sign out{{end}}
 // confirmSignOut shows the form: a link must not sign anybody out.
 func (v *visit) confirmSignOut() {
 	name := ""
-	if s, err := v.cfg.Verifier.Identify(v.view, session.ReadCookie(v.r)); err == nil {
+	if s, err := v.identify(session.ReadCookie(v.r)); err == nil {
 		name = s.Identity.Email
 		if name == "" {
 			name = s.Identity.Subject
@@ -47,7 +47,7 @@ func (v *visit) signOut() {
 		v.fail(failure{kind: fault.Denied, code: "cross_site", title: "This form came from another site", text: "Sign out by the form on this page.", links: []page.Link{{Text: "Sign out", URL: pathSignOut}}})
 		return
 	}
-	s, err := v.cfg.Verifier.Identify(v.view, session.ReadCookie(v.r))
+	s, err := v.identify(session.ReadCookie(v.r))
 	session.ClearCookie(v.w, v.r)
 	v.clearCookie(stateCookie)
 	if err != nil { // nothing that counts is left to end here
@@ -80,7 +80,7 @@ func (v *visit) signedOut() {
 		err = b.openJSON(sealedSignOut, "", v.r.URL.Query().Get("note"), &note)
 	}
 	valid := err == nil && v.cfg.Now().Unix()-note.At <= int64(attemptLife/time.Second)
-	own, err := v.cfg.Verifier.Identify(v.view, session.ReadCookie(v.r))
+	own, err := v.identify(session.ReadCookie(v.r))
 	if err != nil || (valid && own.ID == note.Session) {
 		session.ClearCookie(v.w, v.r)
 		own = nil

@@ -246,7 +246,7 @@ func (w *world) sealSecrets(members map[string][]byte) {
 		keyring.UserSecret("dev-client"):   []byte(clientSecret + "\n"), // as an editor leaves a file
 		keyring.UserSecret("other-client"): []byte(clientSecret),
 	} {
-		s, err := seal.SealSecret(key, name, value, now)
+		s, err := seal.NewSecret(key, name, value, now)
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -343,6 +343,9 @@ func (w *world) application(r *region, verifier *session.Verifier) http.Handler 
 			return
 		}
 		s, err := verifier.Verify(view, route, session.ReadCookie(req))
+		if err == nil {
+			err = s.On(host)
+		}
 		if err != nil {
 			r.login.Begin(rw, req, view, route)
 			return

@@ -167,8 +167,8 @@ func (x *exchange) wait() error {
 
 // redecide is asked by session.Live when the configuration has changed, and each minute; an error ends the exchange.
 func (x *exchange) redecide(view *state.View) error {
-	r := view.Config.Match(x.host, x.target.path)
-	if r == nil || r.Name != x.route.route.Name || x.target.refusedBy(r) != "" || !x.serves(view, r) {
+	r := x.still(view)
+	if r == nil {
 		return session.ErrRouteGone
 	}
 	switch j := x.judge(view, r, x.p.cfg.Now()); {

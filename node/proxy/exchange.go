@@ -145,6 +145,16 @@ func (x *exchange) serves(view *state.View, r *resource.Route) bool {
 	return node != nil && node.Trusted() && view.Selects(node, r)
 }
 
+// still is the view's state of the route that the exchange found by another view; nil if it is not the one to serve any more.
+func (x *exchange) still(view *state.View) *resource.Route {
+	r := view.Config.Match(x.host, x.target.path)
+	if r == nil || r.Name != x.route.route.Name || !x.serves(view, r) || x.target.refusedBy(r) != "" ||
+		x.target.literal != "" && view.Config.Match(x.host, x.target.literal) != r {
+		return nil
+	}
+	return r
+}
+
 // authenticate verifies the session, if there is one; nobody is not an error, for a route may be open to anyone. A session
 // by a key that is younger than the view waits for it, once.
 func (x *exchange) authenticate() error {
@@ -160,8 +170,8 @@ func (x *exchange) authenticate() error {
 			return awaitErr
 		}
 		x.look(view)
-		r := view.Config.Match(x.host, x.target.path)
-		if r == nil || r.Name != x.route.route.Name || !x.serves(view, r) || x.target.refusedBy(r) != "" {
+		r := x.still(view)
+		if r == nil {
 			return err // the mesh changed meanwhile: the client asks again
 		}
 		x.route = x.plan.routes[r]
@@ -171,14 +181,18 @@ func (x *exchange) authenticate() error {
 		s, err = x.p.cfg.Verifier.Verify(view, r, token)
 	}
 	var other *session.ProviderError
-	if errors.As(err, &other) {
+	switch {
+	case err == nil:
+		x.session = s
+		err = s.On(x.host)
+	case errors.As(err, &other):
 		x.foreign = other.Session
-		return nil
+		err = other.Session.On(x.host)
 	}
 	if err != nil {
+		x.session, x.foreign = nil, nil
 		return err
 	}
-	x.session = s
 	return nil
 }
 

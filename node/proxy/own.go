@@ -87,13 +87,16 @@ func (x *exchange) identify() (*session.Session, error) {
 		return nil, errNobody
 	}
 	s, err := x.p.cfg.Verifier.Identify(x.view, token)
-	if err == nil || !fault.Is(err, fault.Unavailable) {
-		return s, err
+	if fault.Is(err, fault.Unavailable) {
+		view, awaitErr := x.p.cfg.Verifier.Await(x.ctx, x.p.cfg.Views, err)
+		if awaitErr != nil {
+			return nil, awaitErr
+		}
+		x.look(view)
+		s, err = x.p.cfg.Verifier.Identify(view, token)
 	}
-	view, err := x.p.cfg.Verifier.Await(x.ctx, x.p.cfg.Views, err)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = s.On(x.host)
 	}
-	x.look(view)
-	return x.p.cfg.Verifier.Identify(view, token)
+	return s, err
 }

@@ -18,6 +18,7 @@ var ErrBlocked = fault.New(fault.Denied, "user is blocked")
 type Grant struct {
 	Identity identity.Identity
 	ID       string            // default: a new one. The same for the same sign-in on every host
+	Host     string            // the one host that the session is for; default: any
 	Minted   revision.Revision // the sign-in's, where it came from elsewhere; default: the view's
 }
 
@@ -65,13 +66,13 @@ func (m *Minter) Mint(view *state.View, g Grant) (string, *Session, error) {
 	}
 	now := m.now().Truncate(time.Second)
 	s := &Session{
-		Identity: g.Identity, ID: g.ID, Minted: g.Minted, KID: key.record.KID, MintingNode: node.ID, MintingKey: node.ProvisioningKey,
+		Identity: g.Identity, ID: g.ID, Host: g.Host, Minted: g.Minted, KID: key.record.KID, MintingNode: node.ID, MintingKey: node.ProvisioningKey,
 		IssuedAt: now, Expires: now.Add(time.Duration(settings.SessionLifetime)).Truncate(time.Second), issuer: settings.Issuer,
 	}
 	c := claims{
 		registered: registered{settings.Issuer, sessions().audience, s.IssuedAt.Unix(), s.Expires.Unix()},
 		Subject:    g.Identity.Subject, Email: g.Identity.Email, Name: g.Identity.Name, Groups: g.Identity.Groups,
-		Session: s.ID, AMR: g.Identity.AMR, Revision: s.Minted.String(),
+		Session: s.ID, Host: s.Host, AMR: g.Identity.AMR, Revision: s.Minted.String(),
 	}
 	if c.Groups == nil {
 		c.Groups = []string{}

@@ -24,6 +24,7 @@ import (
 type Session struct {
 	Identity    identity.Identity
 	ID          string            // sid: the same on every host, and after a refresh
+	Host        string            // the one host that it is for, lower case without port; empty: any
 	Minted      revision.Revision // rev: the minter's at sign-in; revocations committed later refuse it
 	KID         string            // of the signing key
 	MintingNode string            // node id
@@ -32,6 +33,15 @@ type Session struct {
 	Expires     time.Time // exp, to the second; keyring.Skew is tolerated after it
 
 	issuer string // empty in a Session that no token carried
+}
+
+// On returns an error, ErrInvalid, unless the session is for the host. A cookie that one host's node or application got hold of is
+// worth nothing on another host. Verify does not know the host: whoever reads a cookie asks.
+func (s *Session) On(host string) error {
+	if s.Host != "" && s.Host != host {
+		return invalid("session of host %s", s.Host)
+	}
+	return nil
 }
 
 // Why a token is refused; compare with errors.Is. All are fault.Unauthenticated: signing in again is the way out.

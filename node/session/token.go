@@ -57,6 +57,7 @@ type claims struct {
 	Name     string   `json:"name,omitempty"`
 	Groups   []string `json:"groups"` // [] never null
 	Session  string   `json:"sid"`
+	Host     string   `json:"host,omitempty"`
 	AuthTime int64    `json:"auth_time,omitempty"`
 	AMR      []string `json:"amr,omitempty"`
 	Revision string   `json:"rev"`

@@ -143,7 +143,7 @@ func (c *claims) session(kid string) (*Session, error) {
 	}
 	s := &Session{
 		Identity: identity.Identity{Subject: c.Subject, Email: c.Email, Name: c.Name, Groups: c.Groups, AMR: c.AMR},
-		ID:       c.Session, Minted: minted, KID: kid, issuer: c.Issuer,
+		ID:       c.Session, Host: c.Host, Minted: minted, KID: kid, issuer: c.Issuer,
 		IssuedAt: time.Unix(c.IssuedAt, 0), Expires: time.Unix(c.Expires, 0),
 	}
 	if c.AuthTime != 0 {
