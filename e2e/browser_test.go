@@ -36,7 +36,7 @@ func TestBrowser(t *testing.T) {
 
 	// She asks for an application, and is led to the provider's form.
 	b.visits(west.url(m.Hosts.Echo, "/"))
-	b.isAt(m.IdP.Issuer)
+	b.isAt(m.Provider.Issuer)
 	b.does("fill in the form",
 		chromedp.SendKeys(`input[name="username"]`, ana.Username),
 		chromedp.SendKeys(`input[name="password"]`, ana.Password),

@@ -15,7 +15,7 @@ import (
 type Description struct {
 	Regions          []Region  `json:"regions"`
 	Hosts            HostNames `json:"hosts"`
-	IdP              Provider  `json:"idp"`
+	Provider         Provider  `json:"idp"`
 	CAFile           string    `json:"ca_file"` // of the development CA, PEM
 	AdminProfile     string    `json:"admin_profile"`
 	BootstrapKeyFile string    `json:"bootstrap_key_file"`
@@ -61,9 +61,9 @@ func Read(file string) (*Description, error) {
 // describe writes dev.json.
 func (m *Mesh) describe() (*Description, error) {
 	d := &Description{
-		Hosts:  HostNames{Echo: EchoHost, Billing: BillingHost, SignIn: SignInHost},
-		IdP:    Provider{Issuer: m.idpURL(), Users: m.services.users},
-		CAFile: m.authority.CertFile(), AdminProfile: m.path(profileFile), BootstrapKeyFile: m.path(keyFile), MeshYAML: m.path(meshFile),
+		Hosts:    HostNames{Echo: EchoHost, Billing: BillingHost, SignIn: SignInHost},
+		Provider: Provider{Issuer: m.idpURL(), Users: m.services.users},
+		CAFile:   m.authority.CertFile(), AdminProfile: m.path(profileFile), BootstrapKeyFile: m.path(keyFile), MeshYAML: m.path(meshFile),
 	}
 	for i, region := range regions {
 		config, err := m.readNodeFile(i)

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -80,6 +81,7 @@ type Mesh struct {
 	services  *services
 	api       *profile.Client
 	profile   *profile.Profile
+	plain     *http.Client // for the ops listeners
 }
 
 // New checks the configuration; it touches nothing.
@@ -93,7 +95,7 @@ func New(c Config) (*Mesh, error) {
 		}
 	}
 	logger := slog.New(slog.NewTextHandler(&lines{out: c.Log, prefix: label("dev", c.Color)}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	return &Mesh{config: c, logger: logger}, nil
+	return &Mesh{config: c, logger: logger, plain: &http.Client{Timeout: tryWithin}}, nil
 }
 
 // Run starts the mesh, says how to use it once it is ready, and ends it when ctx does.
@@ -115,7 +117,7 @@ func (m *Mesh) Run(ctx context.Context) (err error) {
 		return ended(ctx, err)
 	}
 	defer m.stop()
-	if err := m.startNodes(); err != nil {
+	if err := m.startNodes(ctx); err != nil {
 		return err
 	}
 	if m.api, err = m.profile.Dial(); err != nil {

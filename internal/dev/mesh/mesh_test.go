@@ -150,7 +150,7 @@ func TestDescription(t *testing.T) {
 		t.Fatal(err)
 	}
 	read, err := mesh.Read(file)
-	if err != nil || read.Regions[0].PID != 4242 || read.IdP.Users[0].Groups[0] != "engineering" || read.MeshYAML != "/m" {
+	if err != nil || read.Regions[0].PID != 4242 || read.Provider.Users[0].Groups[0] != "engineering" || read.MeshYAML != "/m" {
 		t.Errorf("Read: %+v, %v", read, err)
 	}
 	again, err := json.Marshal(read)

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,13 +25,14 @@ type process struct {
 
 const parentFD = "3"
 
-// startNode starts a node by its file and flags on top of it. Its log goes to log, line by line.
-func startNode(binary, region, file string, log io.Writer, flags ...string) (*process, error) {
+// startNode starts a node by its file and flags on top of it. Its log goes to log, line by line. It outlives ctx: stop ends all in
+// order.
+func startNode(ctx context.Context, binary, region, file string, log io.Writer, flags ...string) (*process, error) {
 	theirs, ours, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start node of %s: %w", region, err)
 	}
-	cmd := exec.Command(binary, append([]string{"node", "--config", file, "--parent-fd", parentFD}, flags...)...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), binary, append([]string{"node", "--config", file, "--parent-fd", parentFD}, flags...)...)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stdout, cmd.Stderr = log, log
 	// A group of its own, so that Ctrl-C at the terminal reaches us alone, and we end the nodes in order.
@@ -62,14 +64,14 @@ func (p *process) outcome() string {
 }
 
 // startNodes starts the node of each region.
-func (m *Mesh) startNodes() error {
+func (m *Mesh) startNodes(ctx context.Context) error {
 	var flags []string
 	if m.config.LogLevel != "" {
 		flags = []string{"--log-level", m.config.LogLevel}
 	}
 	for i, region := range regions {
 		log := &lines{out: m.config.Log, prefix: label(region, m.config.Color)}
-		p, err := startNode(m.config.Binary, region, m.nodeFile(i), log, flags...)
+		p, err := startNode(ctx, m.config.Binary, region, m.nodeFile(i), log, flags...)
 		if err != nil {
 			return err
 		}

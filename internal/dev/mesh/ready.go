@@ -225,7 +225,7 @@ func (m *Mesh) nodeReady(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	answer, err := http.DefaultClient.Do(r)
+	answer, err := m.plain.Do(r)
 	if err != nil {
 		return err
 	}
@@ -248,6 +248,7 @@ func (m *Mesh) signInForm(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
+	defer page.Body.Close()
 	if page.StatusCode != http.StatusOK || !strings.HasPrefix(page.Request.URL.String(), m.idpURL()) {
 		return fault.New(fault.Unavailable, "a visitor arrives at %s with status %d", page.Request.URL.Host, page.StatusCode)
 	}

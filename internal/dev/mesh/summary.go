@@ -18,7 +18,7 @@ func (m *Mesh) summary(d *Description, took time.Duration, profileNote string) {
 			link(fmt.Sprintf("https://%s:%d/", BillingHost, m.ports.proxy(i))), dim(fmt.Sprintf("pid %d, api %s, metrics http://%s/metrics", r.PID, r.API, r.Ops)))
 	}
 	b.WriteString("\n")
-	for _, u := range d.IdP.Users {
+	for _, u := range d.Provider.Users {
 		groups := strings.Join(u.Groups, ", ")
 		if groups == "" {
 			groups = "no group"
@@ -27,7 +27,7 @@ func (m *Mesh) summary(d *Description, took time.Duration, profileNote string) {
 	}
 	fmt.Fprintf(&b, "\n  %s\n", dim("dev.json: "+m.path(descriptFile)+"   mesh.yaml: "+d.MeshYAML))
 	fmt.Fprintf(&b, "\n%s\n", bold("Try"))
-	ana := d.IdP.Users[0]
+	ana := d.Provider.Users[0]
 	if profileNote != "" {
 		fmt.Fprintf(&b, "  %s\n", profileNote)
 	}

@@ -67,12 +67,12 @@ func (m *Mesh) writeMeshFile() ([]byte, error) {
 	}
 	type app struct{ URL, Region string }
 	data := struct {
-		Issuer, SignInHost, EchoHost, BillingHost, IdP, CA string
-		Regions                                            []string
-		Echo                                               []app
-		Billing                                            string
+		Issuer, SignInHost, EchoHost, BillingHost, Provider, CA string
+		Regions                                                 []string
+		Echo                                                    []app
+		Billing                                                 string
 	}{
-		Issuer: m.issuer(), SignInHost: SignInHost, EchoHost: EchoHost, BillingHost: BillingHost, IdP: m.idpURL(),
+		Issuer: m.issuer(), SignInHost: SignInHost, EchoHost: EchoHost, BillingHost: BillingHost, Provider: m.idpURL(),
 		CA: string(m.authority.CertPEM()), Regions: regions[:], Billing: "http://" + local(m.ports.billing()),
 	}
 	for i, region := range regions {

@@ -49,7 +49,7 @@ func TestMeshYAML(t *testing.T) {
 	t.Parallel()
 	text, err := render("mesh.yaml", meshTemplate, map[string]any{
 		"Issuer": "https://auth.localhost:18443", "SignInHost": SignInHost, "EchoHost": EchoHost, "BillingHost": BillingHost,
-		"IdP": "https://127.0.0.1:20443", "CA": testCA, "Regions": regions[:], "Billing": "http://127.0.0.1:20463",
+		"Provider": "https://127.0.0.1:20443", "CA": testCA, "Regions": regions[:], "Billing": "http://127.0.0.1:20463",
 		"Echo": []map[string]string{{"URL": "http://127.0.0.1:20453", "Region": "eu-west"}, {"URL": "http://127.0.0.1:20454", "Region": "us-east"}},
 	})
 	if err != nil {
