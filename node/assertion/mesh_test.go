@@ -143,7 +143,7 @@ func (m *mesh) seal(selector, name string, plaintext []byte) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	secret, err := seal.SealSecret(key, name, plaintext, m.now)
+	secret, err := seal.NewSecret(key, name, plaintext, m.now)
 	if err != nil {
 		m.t.Fatal(err)
 	}
