@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/revision"
 	"github.com/iapmesh/iapmesh/keyring"
@@ -45,7 +46,11 @@ type joiner struct {
 // Join verifies an attempt and enrols its node, or says which rule refuses it. A refusal writes nothing to the state. The same
 // join id with the same keys gets the same node again.
 func (c *Controller) Join(ctx context.Context, a JoinAttempt) (*iapmeshv1.JoinResponse, error) {
-	if _, err := c.mustLead(); err != nil {
+	term, err := c.mustLead()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.catchUp(ctx, store.Term(term)); err != nil { // else a key that was issued just now could be unknown here
 		return nil, err
 	}
 	key, j, err := c.authenticate(a)

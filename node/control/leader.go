@@ -245,12 +245,8 @@ func (c *Controller) sweep(ctx context.Context, v *state.View) error {
 		}
 	}
 	for _, n := range v.Keyring.Nodes {
-		silent := leadingSince
-		if report, ok := c.Reports.Get(n.ID); ok && report.At.After(silent) {
-			silent = report.At
-		}
-		if _, changed, _ := keyring.SweepNode(*n, silent, now); changed {
-			errs = append(errs, c.sweepNode(ctx, n.ID, silent))
+		if _, changed, _ := keyring.SweepNode(*n, c.silentSince(n, leadingSince), now); changed {
+			errs = append(errs, c.sweepNode(ctx, n.ID, leadingSince))
 		}
 	}
 	var over []*keyring.Revocation
@@ -267,6 +263,19 @@ func (c *Controller) sweep(ctx context.Context, v *state.View) error {
 	return errors.Join(errs...)
 }
 
+// silentSince is when a node was last heard: its report, or its last certificate, which it came for itself. No leader counts silence
+// from before it began to listen.
+func (c *Controller) silentSince(n *keyring.Node, leadingSince time.Time) time.Time {
+	silent := leadingSince
+	if report, ok := c.Reports.Get(n.ID); ok && report.At.After(silent) {
+		silent = report.At
+	}
+	if certified := n.CertExpiresAt.Add(-keyring.NodeCertLife); certified.After(silent) {
+		silent = certified
+	}
+	return silent
+}
+
 func (c *Controller) sweepKey(ctx context.Context, id string) error {
 	_, err := c.update(ctx, "sweep key "+id, func(t *tx) error {
 		k, err := t.key(id)
@@ -281,13 +290,13 @@ func (c *Controller) sweepKey(ctx context.Context, id string) error {
 	return err
 }
 
-func (c *Controller) sweepNode(ctx context.Context, id string, silent time.Time) error {
+func (c *Controller) sweepNode(ctx context.Context, id string, leadingSince time.Time) error {
 	_, err := c.update(ctx, "sweep node "+id, func(t *tx) error {
 		n, err := t.node(id)
 		if err != nil {
 			return err
 		}
-		swept, changed, returnUse := keyring.SweepNode(*n, silent, t.Now)
+		swept, changed, returnUse := keyring.SweepNode(*n, c.silentSince(n, leadingSince), t.Now)
 		if !changed {
 			return nil
 		}
