@@ -31,6 +31,7 @@ const (
 	sourceBurst   = 20
 	perKey        = 5 // attempts a second, naming one key
 	keyBurst      = 50
+	maxKeyID      = 64   // bytes; an id has 16
 	maxRemembered = 4096 // sources and keys whose rate is remembered
 )
 
@@ -64,6 +65,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(
 		grpc.Creds(meshpeer.ServerCredentials()),
 		grpc.MaxRecvMsgSize(keyring.MaxJoinBody+4<<10),
+		grpc.MaxHeaderListSize(8<<10),
 		grpc.MaxConcurrentStreams(1),
 		grpc.ConnectionTimeout(joinTimeout),
 		grpc.UnaryInterceptor(fault.UnaryServer),
@@ -98,15 +100,15 @@ func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmesh
 	if err != nil {
 		return nil, err
 	}
-	if n := len(req.Body); n == 0 || n > keyring.MaxJoinBody {
-		return nil, fault.New(fault.Invalid, "join: body of %d bytes, want 1 to %d", n, keyring.MaxJoinBody)
+	if !s.sources.allow(sourceName(source)) {
+		return nil, fault.New(fault.Unavailable, "join: too many attempts: wait a few seconds")
 	}
 	// The key's id is read here for the rate limit alone; nothing is believed of it before the leader has verified the signatures.
 	var body iapmeshv1.JoinBody
-	if err := proto.Unmarshal(req.Body, &body); err != nil {
-		return nil, fault.New(fault.Invalid, "join: the body is no JoinBody")
+	if n := len(req.Body); n == 0 || n > keyring.MaxJoinBody || proto.Unmarshal(req.Body, &body) != nil || len(body.KeyId) > maxKeyID {
+		return nil, fault.New(fault.Unauthenticated, "join: unauthenticated: the body is no request to join")
 	}
-	if !s.sources.allow(source.String()) || (len(body.KeyId) <= 64 && !s.keys.allow(body.KeyId)) {
+	if !s.keys.allow(body.KeyId) {
 		return nil, fault.New(fault.Unavailable, "join: too many attempts: wait a few seconds")
 	}
 	select {
@@ -117,7 +119,7 @@ func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmesh
 	}
 	resp, err := s.admit(ctx, &iapmeshv1.RelayJoinRequest{Join: req, ExportedKeyingMaterial: ekm[:], SourceAddress: source.String()})
 	if err != nil {
-		s.logger.Info("join attempt refused", "source", source.String(), "key", clip(body.KeyId), "error", err)
+		s.logger.Info("join attempt refused", "source", source.String(), "key", body.KeyId, "error", err)
 	}
 	return resp, err
 }
@@ -128,17 +130,22 @@ func (s *Server) Locate(ctx context.Context, _ *iapmeshv1.LocateRequest) (*iapme
 	if err != nil {
 		return nil, err
 	}
-	if !s.sources.allow(source.String()) {
+	if !s.sources.allow(sourceName(source)) {
 		return nil, fault.New(fault.Unavailable, "locate: too many attempts: wait a few seconds")
 	}
 	return &iapmeshv1.LocateResponse{ControlNodes: s.locate()}, nil
 }
 
-func clip(s string) string {
-	if len(s) > 32 {
-		return s[:32]
+// sourceName is what a source's rate counts by: the IPv4 address, or the /64 of an IPv6 one, since a host owns all of it.
+func sourceName(a netip.Addr) string {
+	if a.Is4() {
+		return a.String()
 	}
-	return s
+	p, err := a.WithZone("").Prefix(64)
+	if err != nil {
+		return a.String()
+	}
+	return p.String()
 }
 
 // connection says from where the caller comes and what its connection exports.
