@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
@@ -45,7 +46,8 @@ type exchange struct {
 	recorded bool // ticket is held
 	synced   bool // and is on disk
 	receipt  string
-	cut      error // why it was ended
+	cut      error       // why it was ended
+	broken   atomic.Bool // the client's body could not be read to its end
 
 	mu   sync.Mutex
 	over bool // the answer is no longer ours; guarded by mu

@@ -105,7 +105,10 @@ func rewrite(pr *httputil.ProxyRequest) {
 	stripTrailer(pr.In.Trailer, x.plan.own)
 	out.Trailer = pr.In.Trailer // filled in when the body has been read, and stripped again then
 	if out.Body != nil {
-		out.Body = &counted{ReadCloser: out.Body, n: &x.w.received, ended: func() { stripTrailer(pr.In.Trailer, x.plan.own) }}
+		out.Body = &counted{ReadCloser: out.Body, n: &x.w.received, ended: func(err error) {
+			x.broken.Store(!errors.Is(err, io.EOF))
+			stripTrailer(pr.In.Trailer, x.plan.own)
+		}}
 	}
 
 	var host, proto string
@@ -227,6 +230,9 @@ func unanswered(_ http.ResponseWriter, r *http.Request, err error) {
 		return
 	case x.ctx.Err() != nil:
 		return // the client has gone
+	case x.broken.Load():
+		x.refuse(badRequest.because(fault.New(fault.Invalid, "body: breaks off, or is not framed as HTTP wants it")))
+		return
 	case errors.Is(err, errNotRecorded):
 		x.p.cfg.Logger.Warn("decision not recorded", "route", x.route.route.Name, "request_id", x.id, "error", err)
 		x.refuse(notRecorded)
@@ -259,18 +265,18 @@ func endedBy(cause error) answer {
 	return ended
 }
 
-// counted counts a request's body, and says when it was read to its end.
+// counted counts a request's body, and says when it was read to its end, or how that failed.
 type counted struct {
 	io.ReadCloser
 	n     *atomic.Int64
-	ended func()
+	ended func(error) // io.EOF if all was well
 }
 
 func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.ReadCloser.Read(b)
 	c.n.Add(int64(n))
-	if err == io.EOF {
-		c.ended()
+	if err != nil {
+		c.ended(err)
 	}
 	return n, err
 }

@@ -91,3 +91,22 @@ func TestInterimAnswersCarryNothingOfTheMesh(t *testing.T) {
 		t.Errorf("%s", dump)
 	}
 }
+
+// A body that the client broke is not the application's fault.
+func TestABrokenBodyIsTheClients(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{app: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	})})
+	for name, rest := range map[string]string{
+		"chunk extension": "1;a=\nb\r\nx\r\n0\r\n\r\n",
+		"no size":         "x\r\n\r\n",
+	} {
+		status, body := w.raw("POST / HTTP/1.1\r\nHost: open.example.com\r\nTransfer-Encoding: chunked\r\n\r\n" + rest)
+		if status != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", name, status, body)
+		}
+	}
+}
