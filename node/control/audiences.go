@@ -171,7 +171,7 @@ func putSecret(t *tx, key seal.AudienceKey, name string, value []byte) error {
 }
 
 // rotateAudience begins an audience's next version for exactly these members. What the departed could open is renewed where the
-// leader makes it: an assertion key gets a successor, the hand-off key a new value; the rest is encrypted again.
+// leader makes it: an assertion key gets a successor, the hand-off key and the gossip ring a new value; the rest is encrypted again.
 func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[string][]byte) error {
 	old, err := c.Secrets.Audience(a)
 	if err != nil {
@@ -195,8 +195,9 @@ func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[stri
 		if err != nil {
 			return err
 		}
-		if a.Name == keyring.AudienceProxies && s.Name == keyring.SecretHandoff {
-			if err := c.makeSecret(t, key, keyring.SecretHandoff, 32); err != nil {
+		if a.Name == keyring.AudienceProxies && s.Name == keyring.SecretHandoff || a.Name == keyring.AudienceGossip && s.Name == keyring.SecretGossipRing {
+			// For a moment some nodes gossip by the new key and some by the old: the detector of failures takes longer than that.
+			if err := c.makeSecret(t, key, s.Name, 32); err != nil {
 				return err
 			}
 			continue
