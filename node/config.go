@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -120,8 +121,12 @@ func ReadConfig(file string, r io.Reader) (Config, error) {
 	if len(strings.TrimSpace(string(data))) == 0 {
 		return c, nil
 	}
-	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
+	decoder := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict())
+	if err := decoder.Decode(&c); err != nil {
 		return c, fault.New(fault.Invalid, "%s: %s", file, yaml.FormatError(err, false, true))
+	}
+	if err := decoder.Decode(&struct{}{}); !errors.Is(err, io.EOF) {
+		return c, fault.New(fault.Invalid, "%s: holds a second document: a node has one", file)
 	}
 	return c, nil
 }
@@ -143,6 +148,9 @@ func (c *Config) Validate() error {
 		if !slices.Contains([]string{"control", "proxy", "aggregator"}, r) {
 			bad("roles[%d] %.40q: want control, proxy or aggregator", i, r)
 		}
+		if slices.Contains(c.Roles[:i], r) {
+			bad("roles[%d] %.40q: is there twice", i, r)
+		}
 	}
 	if c.DataDir == "" {
 		bad("data_dir: is required")
@@ -150,15 +158,19 @@ func (c *Config) Validate() error {
 	if c.Listen.Mesh == "" {
 		bad("listen.mesh: every node listens there")
 	}
-	for field, addr := range map[string]string{
-		"listen.proxy": c.Listen.Proxy, "listen.ops": c.Listen.Ops,
+	for _, a := range []struct {
+		field, addr string
+		reachable   bool
+	}{
+		{"listen.mesh", c.Listen.Mesh, false},
+		{"listen.gossip", c.Listen.Gossip, false},
+		{"listen.proxy", c.Listen.Proxy, false},
+		{"listen.ops", c.Listen.Ops, false},
+		{"advertise.mesh", c.Advertise.Mesh, true},
+		{"advertise.gossip", c.Advertise.Gossip, true},
+		{"advertise.proxy", c.Advertise.Proxy, true},
 	} {
-		errs = append(errs, validAddress(field, addr, false))
-	}
-	for field, addr := range map[string]string{
-		"advertise.mesh": c.Advertise.Mesh, "advertise.gossip": c.Advertise.Gossip, "advertise.proxy": c.Advertise.Proxy,
-	} {
-		errs = append(errs, validAddress(field, addr, true))
+		errs = append(errs, validAddress(a.field, a.addr, a.reachable))
 	}
 	for i, addr := range c.Join.Addresses {
 		errs = append(errs, validAddress(fmt.Sprintf("join.addresses[%d]", i), addr, true))
@@ -183,12 +195,21 @@ func (c *Config) Validate() error {
 	if c.Log.Format != "" && !slices.Contains([]string{"text", "json"}, c.Log.Format) {
 		bad("log.format %.40q: want text or json", c.Log.Format)
 	}
+	if c.Audit.SegmentBytes < 0 || c.Audit.MaxBytes < 0 {
+		bad("audit: segment_bytes %d and max_bytes %d: want no less than nothing", c.Audit.SegmentBytes, c.Audit.MaxBytes)
+	}
 	if c.Listen.Ops != "" {
-		if host, _, err := net.SplitHostPort(c.Listen.Ops); err == nil && (host == "" || host == "0.0.0.0" || host == "::") {
+		if host, _, err := net.SplitHostPort(c.Listen.Ops); err == nil && everywhere(host) {
 			bad("listen.ops %s: metrics and health have no authentication: name one address, such as 127.0.0.1", c.Listen.Ops)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// everywhere reports whether a host stands for every address of the machine.
+func everywhere(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
 }
 
 func validAddress(field, addr string, reachable bool) error {
@@ -203,7 +224,7 @@ func validAddress(field, addr string, reachable bool) error {
 	if err != nil || (reachable && n == 0) {
 		return fault.New(fault.Invalid, "%s %.80q: want a port from 1 to 65535", field, addr)
 	}
-	if reachable && (host == "" || host == "0.0.0.0" || host == "::") {
+	if reachable && everywhere(host) {
 		return fault.New(fault.Invalid, "%s %.80q: others cannot reach that", field, addr)
 	}
 	return nil

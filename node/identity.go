@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
@@ -242,8 +243,9 @@ func (id *identity) matches(c *Config) error {
 			return fault.New(fault.Invalid, "%s %q: this data directory enrolled as %q: use that, or a new data_dir to join anew", f.field, f.config, f.enrolled)
 		}
 	}
-	for _, r := range id.public.Roles {
-		if !c.HasRole(keyring.Role(r)) {
+	// A role that it did not enrol with, nobody would believe it.
+	for _, r := range slices.Concat(id.public.Roles, c.Roles) {
+		if !c.HasRole(keyring.Role(r)) || !slices.Contains(id.public.Roles, r) {
 			return fault.New(fault.Invalid, "roles %v: this data directory enrolled with %v: use those, or a new data_dir to join anew", c.Roles, id.public.Roles)
 		}
 	}

@@ -136,8 +136,8 @@ func (w *world) serve(cert *tls.Certificate, admit enroll.Admit, locate ...*iapm
 	joins, err := port.Listen(peer.ProtoJoin, peer.Nobody)
 	must(w.t, err)
 	server := enroll.NewServer(admit, func() []*iapmeshv1.ControlNode { return locate }, slog.New(slog.DiscardHandler), nil)
+	w.run(port.Run) // ends last: it closes the server's listener
 	w.run(func(ctx context.Context) error { return server.Run(ctx, joins) })
-	w.run(port.Run)
 	return l.Addr().String()
 }
 
