@@ -37,6 +37,8 @@ func (a *assembly) record(context.Context) error {
 	a.closers = append(a.closers, func() { _ = s.Close() })
 	a.spool, a.trail = s, &trail{s}
 	a.refusals = spool.NewRefusals(s)
-	a.base = append(a.base, part{"spool", s.Run}, part{"refusals", a.refusals.Run})
+	// The spool ends after everything that records.
+	a.ground = append(a.ground, part{"spool", s.Run})
+	a.base = append(a.base, part{"refusals", a.refusals.Run})
 	return nil
 }
