@@ -3,6 +3,7 @@ package spool
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
@@ -51,6 +52,7 @@ func (s *Spool) commitLoop(ctx context.Context) error {
 // commitAll commits until nothing is left.
 func (s *Spool) commitAll() error {
 	for {
+		runtime.Gosched() // whoever is about to append does so first, and shares this sync
 		s.mu.Lock()
 		w := s.work
 		if len(w.chunks) == 0 {
