@@ -15,7 +15,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -36,6 +35,7 @@ type Mesh struct {
 	t       testing.TB
 	dir     string
 	network *network
+	ports   *ports
 	world   *world
 	offset  atomic.Int64 // of every node's clock from the real one
 	founded *node.Founded
@@ -56,7 +56,7 @@ type Region struct {
 // all serve one configuration and vote.
 func Start(t testing.TB, regions ...string) *Mesh {
 	t.Helper()
-	m := &Mesh{t: t, dir: t.TempDir(), network: newNetwork(), regions: map[string]*Region{}, order: regions}
+	m := &Mesh{t: t, dir: t.TempDir(), network: newNetwork(), ports: reservePorts(t), regions: map[string]*Region{}, order: regions}
 	m.world = newWorld(m)
 	for i, name := range regions {
 		m.regions[name] = &Region{mesh: m, Name: name, config: m.config(name, i)}
@@ -163,22 +163,11 @@ func (m *Mesh) config(name string, i int) node.Config {
 	if i == 0 {
 		c.Roles = append(c.Roles, "aggregator")
 	}
-	c.Listen = node.Listen{Mesh: freeAddr(m.t), Gossip: freeAddr(m.t), Proxy: freeAddr(m.t), Ops: freeAddr(m.t)}
+	c.Listen = node.Listen{Mesh: m.ports.next(), Gossip: m.ports.next(), Proxy: m.ports.next(), Ops: m.ports.next()}
 	c.TLS.Certificates = []node.CertificateFiles{m.world.certificate}
 	c.Control.PromoteAfter = node.Duration(500 * time.Millisecond)
 	c.Audit = node.Audit{SegmentBytes: 1 << 20, MaxBytes: 64 << 20}
 	return c
-}
-
-// freeAddr finds a port that was free a moment ago.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func (r *Region) joinBy(first *Region) {
