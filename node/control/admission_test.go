@@ -212,7 +212,13 @@ func (w *world) suspend(id string) {
 	w.t.Helper()
 	k, err := keyring.SuspendKey(*w.key(id), "while we look")
 	must(w.t, err)
-	at, err := w.engine.Commit(w.t.Context(), store.Txn{Puts: []store.Entry{state.PutKey(&k)}})
+	w.write(state.PutKey(&k))
+}
+
+// write puts a record where it lies, past the controller.
+func (w *world) write(e store.Entry) {
+	w.t.Helper()
+	at, err := w.engine.Commit(w.t.Context(), store.Txn{Puts: []store.Entry{e}})
 	must(w.t, err)
 	_, err = w.source.WaitRevision(w.t.Context(), at)
 	must(w.t, err)
@@ -224,8 +230,7 @@ func TestAnAdministratorsKeyJoinsNothing(t *testing.T) {
 	key := newKey(t)
 	admin, err := keyring.NewAdmin("bob", public(key), w.clock.now())
 	must(t, err)
-	_, err = w.engine.Commit(t.Context(), store.Txn{Puts: []store.Entry{state.PutAdmin(&admin)}})
-	must(t, err)
+	w.write(state.PutAdmin(&admin))
 	j := newJoiner(t, w.boot, "x", "eu-west")
 	j.use(key)
 	_, err = w.Join(t.Context(), j.attempt())

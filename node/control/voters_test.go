@@ -1,0 +1,110 @@
+package control_test
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/control"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// electorate stands for an engine's members: the engine of these tests has no other process to vote.
+type electorate struct {
+	mu      sync.Mutex
+	members map[string]control.Voter // guarded by mu
+}
+
+func (e *electorate) Servers(context.Context) ([]control.Voter, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.SortedFunc(maps.Values(e.members), func(a, b control.Voter) int { return cmp.Compare(a.ID, b.ID) }), nil
+}
+
+func (e *electorate) set(id, address string, voter bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.members[id] = control.Voter{ID: id, Address: address, Voter: voter}
+	return nil
+}
+
+func (e *electorate) AddNonvoter(_ context.Context, id, address string) error {
+	return e.set(id, address, false)
+}
+
+func (e *electorate) AddVoter(_ context.Context, id, address string) error {
+	return e.set(id, address, true)
+}
+
+func (e *electorate) RemoveServer(_ context.Context, id string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.members, id)
+	return nil
+}
+
+// votes reports whether a node is a member of the engine, and whether it votes.
+func (e *electorate) votes(j *joiner) (member, voter bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, ok := e.members[j.id()]
+	return ok, v.Voter
+}
+
+func TestControlNodesVoteOnceSteadyAndInOddNumbers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	e := &electorate{members: map[string]control.Voter{}}
+	must(t, e.set(w.founder.id(), "127.0.0.1:1", true))
+	w.Voters = e
+	w.start()
+	stop := w.serves()
+	defer stop()
+
+	second := w.joined(w.boot, "control-2", "us-east", iapmeshv1.Role_ROLE_CONTROL)
+	w.eventually("the second to follow", func() bool { m, _ := e.votes(second); return m })
+	w.clock.advance(10 * time.Second)
+	third := w.joined(w.boot, "control-3", "ap-south", iapmeshv1.Role_ROLE_CONTROL)
+	w.eventually("the third to follow", func() bool { m, _ := e.votes(third); return m })
+	if _, voter := e.votes(second); voter {
+		t.Error("one voter became two: two fail more easily than one")
+	}
+	both := func() bool { _, a := e.votes(second); _, b := e.votes(third); return a && b }
+	w.eventually("both to vote once the third is steady, too", func() bool { w.clock.advance(100 * time.Millisecond); return both() })
+
+	// With three voters of whom all are active, one may go, and its vote goes with it; a second may not.
+	must(t, second2(w.Revoke(t.Context(), "admin/ana", &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, Value: "control-2"})))
+	w.eventually("its removal", func() bool { m, _ := e.votes(second); return !m })
+	_, _, err := w.Revoke(t.Context(), "admin/ana", &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, Value: "control-3"})
+	wantKind(t, "revoke one of two", err, fault.Denied, "add control nodes first")
+}
+
+// A candidate that falls silent begins anew.
+func TestAnUnsteadyCandidateDoesNotVote(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	e := &electorate{members: map[string]control.Voter{}}
+	must(t, e.set(w.founder.id(), "127.0.0.1:1", true))
+	w.Voters = e
+	w.start()
+	a, b := w.joined(w.boot, "control-2", "us-east", iapmeshv1.Role_ROLE_CONTROL), w.joined(w.boot, "control-3", "ap-south", iapmeshv1.Role_ROLE_CONTROL)
+	for range 5 {
+		w.everybodyReports()
+		w.eventually("both to follow", func() bool { m, _ := e.votes(a); n, _ := e.votes(b); return m && n })
+		w.clock.advance(keyring.LiveWithin + time.Second) // silent for longer than that
+		before := w.view().Revision
+		must(t, second2(w.Revoke(t.Context(), "admin/ana", &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_SESSION, Value: "s"})))
+		if !after(w.view().Revision, before) {
+			t.Fatal("nothing was committed")
+		}
+	}
+	if _, voter := e.votes(a); voter {
+		t.Error("who is silent votes")
+	}
+}
