@@ -5,6 +5,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"github.com/iapmesh/iapmesh/audit/spool"
 	"github.com/iapmesh/iapmesh/cluster/enroll"
@@ -111,7 +112,8 @@ func (a *assembly) connect(ctx context.Context) error {
 		return fault.New(fault.Unavailable, "listen.mesh: %w", err)
 	}
 	a.closers = append(a.closers, func() { listener.Close() })
-	a.port, err = peer.NewPort(peer.Config{Listener: listener, Identity: a.cert, Trust: trust, Bundle: bundled, Clock: a.env.Now, Logger: a.logger, Registerer: a.registry})
+	a.port, err = peer.NewPort(peer.Config{Listener: listener, Identity: a.cert, Trust: trust, Bundle: bundled, Clock: a.env.Now, Logger: a.logger, Registerer: a.registry,
+		Linger: map[string]time.Duration{peer.ProtoMesh: time.Second}}) // for the change that tells a follower that it is revoked
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ func (s *sources) distance(n controlNode) int {
 // newFollowServer makes what streams the state to nodes that follow this one.
 func (a *assembly) newFollowServer() (*replica.Server, error) {
 	return replica.NewServer(replica.ServerConfig{
-		Reader: a.store, MeshID: a.id.public.MeshID, Scope: a.scope, Recheck: a.mayFollow, Age: a.freshness.Age, Leader: a.store.Leader,
+		Reader: a.store, MeshID: a.id.public.MeshID, Scope: a.scope, Recheck: a.mayFollow, Own: state.NodePath, Age: a.freshness.Age, Leader: a.store.Leader,
 		Logger: a.logger, Registerer: a.registry,
 	})
 }

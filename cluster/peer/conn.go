@@ -4,6 +4,8 @@ import (
 	"crypto/tls"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 )
@@ -16,6 +18,7 @@ type Conn struct {
 	cred    *credential // nil: anonymous
 	check   check
 	release func() // stops tracking; idempotent
+	ending  atomic.Bool
 }
 
 func newConn(tc *tls.Conn, proto string, cred *credential, c check) *Conn {
@@ -83,8 +86,8 @@ func (t *tracker) add(c *Conn, release func()) error {
 	return nil
 }
 
-// recheck ends each connection whose peer may no longer speak, and returns them.
-func (t *tracker) recheck(ended func(*Conn, error)) {
+// recheck ends each connection whose peer may no longer speak, once it has lingered, and tells of each once.
+func (t *tracker) recheck(linger func(*Conn) time.Duration, ended func(*Conn, error)) {
 	t.mu.Lock()
 	all := make([]*Conn, 0, len(t.conns))
 	for c := range t.conns {
@@ -92,9 +95,15 @@ func (t *tracker) recheck(ended func(*Conn, error)) {
 	}
 	t.mu.Unlock()
 	for _, c := range all {
-		if _, err := c.Peer(); err != nil {
-			c.sever()
-			ended(c, err)
+		_, err := c.Peer()
+		if err == nil || c.ending.Swap(true) {
+			continue
 		}
+		if d := linger(c); d > 0 {
+			time.AfterFunc(d, c.sever)
+		} else {
+			c.sever()
+		}
+		ended(c, err)
 	}
 }

@@ -70,7 +70,7 @@ func (d *Dialer) Dial(ctx context.Context, proto, node, addr string) (*Conn, err
 
 // Recheck ends the dialed connections whose peer the current view no longer admits. Call it on each new view.
 func (d *Dialer) Recheck() {
-	d.tracker.recheck(func(c *Conn, err error) {
+	d.tracker.recheck(func(*Conn) time.Duration { return 0 }, func(c *Conn, err error) {
 		d.metrics.ended.WithLabelValues(c.proto).Inc()
 		d.config.Logger.Info("peer connection ended", "proto", c.proto, "remote", c.RemoteAddr().String(), "reason", err.Error())
 	})

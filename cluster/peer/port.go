@@ -33,6 +33,10 @@ type Config struct {
 	MaxAnonymous           int           // of Nobody protocols: 256
 	MaxAnonymousPerSource  int           // of Nobody protocols, from one address: 64
 	AnonymousLifetime      time.Duration // then the connection ends: 1 min
+
+	// Linger is how long Recheck lets connections of a protocol be, so that a peer can still be told over them that it is out; 0: not at
+	// all. Only for protocols that ask Conn.Peer, which refuses at once, at each call.
+	Linger map[string]time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -197,7 +201,7 @@ func (p *Port) check(policy Policy) check {
 
 // Recheck ends the connections whose peer the current view no longer admits. Call it on each new view.
 func (p *Port) Recheck() {
-	p.tracker.recheck(func(c *Conn, err error) {
+	p.tracker.recheck(func(c *Conn) time.Duration { return p.config.Linger[c.proto] }, func(c *Conn, err error) {
 		p.metrics.ended.WithLabelValues(c.proto).Inc()
 		p.config.Logger.Info("peer connection ended", "proto", c.proto, "remote", c.RemoteAddr().String(), "reason", err.Error())
 	})

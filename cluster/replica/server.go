@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,9 @@ type ServerConfig struct {
 	Scope func(ctx context.Context, node string, at store.Revision) (version string, admit func(key string) bool, err error)
 	// Recheck, if not nil, ends a stream with its error. It is asked at each change and at each ping.
 	Recheck func(node string) error
+	// Own, if not nil, names the key of a node's own record. A stream that Recheck ends as Denied still carries the changes up to the
+	// one of that key, as far as it comes within a second: so that a node that is revoked hears it, and stops.
+	Own func(node string) string
 	// Age is how old the Reader's state is at most; false if that is not known, as it is without Age.
 	Age func() (time.Duration, bool)
 	// Leader is who leads, as far as this node knows.
@@ -33,6 +37,9 @@ type ServerConfig struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
+
+// farewell bounds how long a node that may not follow any more is told why.
+const farewell = time.Second
 
 // Server streams the state to followers.
 type Server struct {
@@ -135,34 +142,49 @@ func (s *Server) leave(o *outgoing) {
 
 // follow sends the state. At any time the follower has what one version of its scope admits of one state.
 func (o *outgoing) follow(start *iapmeshv1.FollowStart) error {
+	if err := o.cfg.Recheck(o.node); err != nil {
+		return err
+	}
 	after, scope := revisionOf(start.GetAfter()), start.GetScope()
-	version, _, err := o.cfg.Scope(o.ctx, o.node, after)
+	version, admit, err := o.cfg.Scope(o.ctx, o.node, after)
 	if err != nil {
 		return err
 	}
 	if version != scope {
-		after = store.Revision{}
+		after, admit = store.Revision{}, nil
 	}
 	for {
-		if after, scope, err = o.until(after, scope); err != nil {
+		after, scope, err = o.until(after, scope, admit)
+		if admit = nil; err != nil {
 			return err
 		}
 	}
 }
 
-// until sends changes until one comes under another scope; then it returns from where to begin anew.
-func (o *outgoing) until(after store.Revision, scope string) (store.Revision, string, error) {
+// until sends changes until one comes under another scope; then it returns from where to begin anew. The follower holds what held
+// admits; nil: it holds nothing yet.
+func (o *outgoing) until(after store.Revision, scope string, held func(string) bool) (store.Revision, string, error) {
 	for c, err := range o.cfg.Reader.Watch(o.ctx, after) {
-		if err == nil {
-			err = o.cfg.Recheck(o.node)
-		}
 		if err != nil {
 			return after, scope, err
+		}
+		if denied := o.cfg.Recheck(o.node); denied != nil {
+			if !o.farewell(c, denied, held) {
+				return after, scope, denied
+			}
+			if err := o.change(c, scope, held); err != nil {
+				return after, scope, err
+			}
+			if o.own(c) {
+				return after, scope, denied
+			}
+			continue
 		}
 		version, admit, err := o.cfg.Scope(o.ctx, o.node, c.Revision)
 		if err != nil {
 			return after, scope, err
 		}
+		held = admit
 		if c.Reset {
 			scope = version
 			o.metrics.resets.Inc()
@@ -176,6 +198,16 @@ func (o *outgoing) until(after store.Revision, scope string) (store.Revision, st
 		}
 	}
 	return after, scope, fault.New(fault.Unavailable, "follow: the state ended")
+}
+
+// farewell reports whether a change still goes to a node that may not follow any more: what it may hold does not grow by it.
+func (o *outgoing) farewell(c store.Change, denied error, held func(string) bool) bool {
+	return o.cfg.Own != nil && held != nil && !c.Reset && fault.Is(denied, fault.Denied)
+}
+
+// own reports whether a change is to the node's own record.
+func (o *outgoing) own(c store.Change) bool {
+	return slices.ContainsFunc(c.Entries, func(e store.Entry) bool { return e.Key == o.cfg.Own(o.node) })
 }
 
 func (o *outgoing) change(c store.Change, scope string, admit func(string) bool) error {
@@ -215,6 +247,12 @@ func (o *outgoing) answer() error {
 			return fault.New(fault.Invalid, "follow: a second start")
 		}
 		if err := o.cfg.Recheck(o.node); err != nil {
+			if o.cfg.Own != nil && fault.Is(err, fault.Denied) {
+				select { // the change that says so is on its way
+				case <-o.ctx.Done():
+				case <-time.After(farewell):
+				}
+			}
 			return err
 		}
 		// The age first: the revision may then be later than the one that it speaks of, never earlier.
