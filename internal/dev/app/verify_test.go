@@ -180,7 +180,7 @@ func TestOnlyAGoodAssertionIsVerified(t *testing.T) {
 		{"alg none", []string{"eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0." + parts[1] + "."}, "parse"},
 		{"another key", []string{other(func(tk *token) { tk.key = newKey(t) })}, "verify"},
 		{"RS256", []string{other(func(tk *token) { tk.alg, tk.key, tk.kid = jose.RS256, rsaKey, "rsa" })}, "parse"},
-		{"HS256 by the public key", []string{other(func(tk *token) { tk.alg, tk.key = jose.HS256, elliptic.Marshal(key.Curve, key.X, key.Y) })}, "parse"},
+		{"HS256 by the public key", []string{other(func(tk *token) { tk.alg, tk.key = jose.HS256, publicBytes(t, key) })}, "parse"},
 		{"encryption key", []string{other(func(tk *token) { tk.kid = "encryption" })}, "in no key set"},
 		{"unknown key", []string{other(func(tk *token) { tk.kid = "k2" })}, "in no key set"},
 		{"no key id", []string{other(func(tk *token) { tk.kid = "" })}, "names no key"},
@@ -330,4 +330,14 @@ func FuzzParseKeys(f *testing.F) {
 			}
 		}
 	})
+}
+
+// publicBytes is the uncompressed point (SEC 1): what an application that mixes up algorithms would take for an HMAC key.
+func publicBytes(t *testing.T, key *ecdsa.PrivateKey) []byte {
+	t.Helper()
+	b, err := key.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
