@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -159,10 +158,15 @@ func (x *exchange) wait() error {
 		return x.ticket.Err()
 	default:
 	}
-	// Not the exchange's context: what ended early is answered too, and not before its record is there.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), x.p.cfg.RecordWait)
-	defer cancel()
-	return x.ticket.Wait(ctx)
+	// Not until the exchange's context ends: what ended early is answered too, and not before its record is there.
+	late := time.NewTimer(x.p.cfg.RecordWait)
+	defer late.Stop()
+	select {
+	case <-x.ticket.Done():
+		return x.ticket.Err()
+	case <-late.C:
+		return fault.New(fault.Unavailable, "audit record %s is not on disk after %s", x.ticket.ID(), x.p.cfg.RecordWait)
+	}
 }
 
 // redecide is asked by session.Live when the configuration has changed, and each minute; an error ends the exchange.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -96,7 +97,7 @@ func streams(r *http.Request) bool {
 // Connection header can name ours away.
 func rewrite(pr *httputil.ProxyRequest) {
 	x := exchangeOf(pr.In.Context())
-	out, h := pr.Out, pr.Out.Header
+	out := pr.Out
 	setURL(out.URL, x)
 	out.Host = ""
 	if x.route.route.PreserveHost {
@@ -121,10 +122,14 @@ func rewrite(pr *httputil.ProxyRequest) {
 			proto = "https"
 		}
 	}
-	stripIdentity(h, x.plan.own)
+	ours := 5 + len(x.route.assertions) + len(x.route.claims)
+	stripIdentity(out.Header, x.plan.own)
+	h := make(http.Header, len(out.Header)+ours) // a map that grows costs more than one that is copied with room
+	maps.Copy(h, out.Header)
+	out.Header = h
 	session.StripCookies(h)
 
-	values := make([]string, 0, 5+len(x.route.assertions)+len(x.route.claims)) // one allocation for all
+	values := make([]string, 0, ours) // one allocation for all
 	set := func(name, value string) {
 		values = append(values, value)
 		h[name] = values[len(values)-1 : len(values) : len(values)]
