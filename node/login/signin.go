@@ -18,7 +18,7 @@ import (
 // begin sends the browser to the sign-in host, which will send it back to t.
 func (v *visit) begin(t target) {
 	if _, _, err := t.route(v.view); err != nil {
-		v.fail(failure{kind: fault.KindOf(err), title: "Nobody signs in here", text: "This address belongs to no application that users sign in to.", err: err})
+		v.fail(failure{kind: fault.KindOf(err), title: "Nobody signs in here", text: "This address belongs to no application that users sign in to.", err: err, quiet: true})
 		return
 	}
 	b, err := v.boxes(v.view)
@@ -48,7 +48,7 @@ func (v *visit) signInHere() {
 	}
 	switch {
 	case err != nil:
-		v.fail(failure{kind: fault.Invalid, title: "This link leads nowhere", text: "The address to return to belongs to no application that users sign in to.", err: err})
+		v.fail(failure{kind: fault.Invalid, title: "This link leads nowhere", text: "The address to return to belongs to no application that users sign in to.", err: err, quiet: true})
 	case t.Host == v.host:
 		v.begin(t)
 	case t.Host == v.settings.SignInHost:

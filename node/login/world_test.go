@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -60,6 +61,7 @@ type world struct {
 }
 
 type region struct {
+	log      *lines // at level info and above
 	name     string
 	server   *httptest.Server
 	handler  http.Handler
@@ -146,7 +148,7 @@ func newWorld(t testing.TB) *world {
 			t.Fatal(err)
 		}
 		keys[name], members[name] = key, key.PublicKey()
-		r := &region{name: name, registry: prometheus.NewRegistry()}
+		r := &region{name: name, registry: prometheus.NewRegistry(), log: &lines{}}
 		r.server = w.serve(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) { r.handler.ServeHTTP(rw, req) }))
 		w.regions[name] = r
 	}
@@ -320,7 +322,7 @@ func (w *world) join(r *region, secrets seal.Member, selector string) {
 	r.minter = session.NewMinter(keys, w.now)
 	r.login, err = login.New(login.Config{
 		Node: r.name, Region: r.name, Views: w.views, Minter: r.minter, Verifier: verifier, Secrets: secrets, Trail: w.trail, Sessions: w.ended, Now: w.now,
-		Registerer: r.registry,
+		Registerer: r.registry, Logger: slog.New(slog.NewTextHandler(r.log, nil)),
 	})
 	if err != nil {
 		w.t.Fatal(err)
