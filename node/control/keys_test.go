@@ -299,6 +299,7 @@ func TestASessionKeySignsOnceAllLiveNodesHaveIt(t *testing.T) {
 	w.eventually("promotion, the dead one notwithstanding", func() bool {
 		return w.view().Keyring.SigningKeys[kid].State == keyring.SigningActive && w.view().Keyring.SigningKeys[first.KID].State == keyring.SigningVerifyOnly
 	})
+	w.eventually("its record", func() bool { return len(w.trail.with(audit.KindRotation, "kid", kid)) > 0 }) // written after the commit
 	if rs := w.trail.with(audit.KindRotation, "kid", kid); len(rs) != 1 || rs[0].Detail["to"] != "active" {
 		t.Errorf("records: %+v", rs)
 	}
