@@ -24,6 +24,7 @@ import (
 // anything, in MB of 2^20 bytes: the mean and the largest. Each is control and proxy, one is the aggregator too. Budget: 60 MB.
 func BenchmarkIdleMemory(b *testing.B) {
 	const idle = 30 * time.Second
+	needsProc(b)
 	m := startMesh(b)
 	<-time.After(idle)
 	var sum, largest, anonymous float64
@@ -45,6 +46,7 @@ func BenchmarkIdleMemory(b *testing.B) {
 // installed, it takes turns with the node: TLS and forwarding alone, with one thread as many as the node may use.
 func BenchmarkNodeCPU(b *testing.B) {
 	const perRound, rounds = 4000, 6
+	needsProc(b)
 	m := startMesh(b)
 	body := strings.Repeat("x", 64)
 	application := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -219,6 +221,14 @@ func (m *devMesh) startHAProxy(application string) (pid int, address string, ok 
 		return c.Close()
 	})
 	return cmd.Process.Pid, address, true
+}
+
+// needsProc skips where the system does not tell what a process takes as Linux does.
+func needsProc(b *testing.B) {
+	b.Helper()
+	if _, err := os.Stat("/proc/self/status"); err != nil {
+		b.Skip("this machine lacks /proc")
+	}
 }
 
 // processStatus reads a field in kB of /proc/PID/status.
