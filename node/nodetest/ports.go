@@ -22,7 +22,7 @@ const (
 
 func reservePorts(t testing.TB) *ports {
 	t.Helper()
-	start := rand.IntN(portBlocks) //nolint:gosec // where to begin looking
+	start := rand.IntN(portBlocks)
 	for i := range portBlocks {
 		base := portsFrom + (start+i)%portBlocks*blockSize
 		lock, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base))

@@ -107,7 +107,7 @@ func (l *Live) Register(ctx context.Context, e Entry) (_ context.Context, releas
 	if e.Stream {
 		gauge = l.streams
 	}
-	s := &l.shards[rand.Uint32N(liveShards)]
+	s := &l.shards[rand.Uint32N(liveShards)] //nolint:gosec // it spreads load
 	s.mu.Lock()
 	o.prev, o.next = s.ring.prev, &s.ring
 	o.prev.next, s.ring.prev = o, o
@@ -232,9 +232,9 @@ func (l *Live) end(o *openEntry, cause error) {
 
 func endReason(err error) string {
 	switch {
-	case err == ErrRouteGone:
+	case errors.Is(err, ErrRouteGone):
 		return "route_gone"
-	case err == ErrNodeEnded:
+	case errors.Is(err, ErrNodeEnded):
 		return "node"
 	case fault.Is(err, fault.Unauthenticated), errors.As(err, new(*ProviderError)):
 		return reason(err)
