@@ -16,8 +16,8 @@ type ports struct {
 
 const (
 	portsFrom  = 10000
-	portBlocks = 400
-	blockSize  = 40
+	portBlocks = 200
+	blockSize  = 80 // 19 nodes
 )
 
 func reservePorts(t testing.TB) *ports {
