@@ -183,7 +183,11 @@ func (c *cli) askAggregator(ctx context.Context, n *iapmeshv1.Node, req *iapmesh
 		return receive(s, each)
 	})
 	if err != nil {
-		return fmt.Errorf("aggregator %s (%s): %w", n.Name, n.Addresses.Mesh, err)
+		err = fmt.Errorf("aggregator %s (%s): %w", n.Name, n.Addresses.Mesh, err)
+		if fault.Is(err, fault.Unavailable) {
+			return hint(err, "Check that the aggregator runs and can be reached. Nodes keep their records until it is back.")
+		}
+		return err
 	}
 	return nil
 }
@@ -304,6 +308,9 @@ func (p *recordPrinter) line(r *audit.Record) string {
 	}
 	add(bold, printable(who))
 	add(plain, printable(strings.TrimSpace(r.Method+" "+r.Host+r.Path)))
+	if r.Kind == audit.KindOutcome {
+		add(dim, "of request "+printable(r.RequestID))
+	}
 	if r.Status != 0 {
 		add(plain, fmt.Sprintf("%d in %.1f ms", r.Status, r.DurationMS))
 	}
