@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -135,7 +136,7 @@ func readIdentity(ctx context.Context, dir string, keepers []string) (*identity,
 	}
 	opened, err := sealer.Open(sealed, []byte(keysContext))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("identity: %s: %w", filepath.Join(dir, keysFile), err)
 	}
 	if err := json.Unmarshal(opened, &id.keys); err != nil {
 		return nil, fault.New(fault.Internal, "identity: %s: %w", keysFile, err)

@@ -207,6 +207,10 @@ func rotations(keys []*iapmeshv1.SigningKeyStatus, old []string, names func(stri
 				next = n
 			}
 		}
+		if next == nil && silent(s) {
+			r.line += ": its holder is silent, and announces one when it is back"
+			r.done = true
+		}
 		if next != nil {
 			have, all := len(next.Receipt.GetAcknowledged()), len(next.Receipt.GetAcknowledged())+len(next.Receipt.GetLagging())
 			r.line = fmt.Sprintf("%s %s: %s %s, acknowledged by %d/%d", who, enumText(s.Key.Kind, "SIGNING_KEY_KIND_"), next.Key.Kid, enumText(next.Key.State, "SIGNING_KEY_STATE_"), have, all)
@@ -218,4 +222,9 @@ func rotations(keys []*iapmeshv1.SigningKeyStatus, old []string, names func(stri
 		out = append(out, r)
 	}
 	return out
+}
+
+// silent reports whether the node that holds a session key has stopped reporting: nobody else can announce its successor.
+func silent(s *iapmeshv1.SigningKeyStatus) bool {
+	return slices.ContainsFunc(s.Receipt.GetLagging(), func(l *iapmeshv1.Laggard) bool { return l.NodeId == s.Key.Node && !l.Live })
 }

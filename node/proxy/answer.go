@@ -87,6 +87,9 @@ func (x *exchange) refuse(a answer) {
 		if a.code == denied.code && x.session != nil && x.session.Identity.Email != "" {
 			m.Text = append([]string{"You are signed in as " + x.session.Identity.Email + "."}, m.Text...)
 		}
+		if a.code == denied.code && x.session != nil {
+			m.Links = []page.Link{{Text: "What you may open", URL: ownPrefix + "routes"}, {Text: "Sign out", URL: ownPrefix + "sign_out"}}
+		}
 		if a.code == otherProvider.code {
 			m.Links = []page.Link{{Text: "Sign in by another", URL: ownPrefix + "sign_in?" + url.Values{"rd": {x.in.RequestURI}}.Encode()}}
 		}
