@@ -6,7 +6,6 @@ import (
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -249,43 +248,6 @@ func (c *Controller) firstSessionKey(t *tx, n *keyring.Node) error {
 	return nil
 }
 
-// certify issues a node's certificate under the active authority.
-func (c *Controller) certify(n *keyring.Node, csr *x509.CertificateRequest) ([]byte, error) {
-	v, err := c.view()
-	if err != nil {
-		return nil, err
-	}
-	authority, key, err := c.authority(v)
-	if err != nil {
-		return nil, err
-	}
-	cert, err := keyring.IssueNode(*authority, key, csr, keyring.NodeTemplate{
-		TrustDomain: v.Keyring.Mesh.TrustDomain, Region: n.Region, NodeID: n.ID, Control: n.HasRole(keyring.RoleControl), Now: c.now(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	return cert.Raw, nil
-}
-
-// authority returns the active authority and its private key, opened from audience control.
-func (c *Controller) authority(v *state.View) (*keyring.Authority, ed25519.PrivateKey, error) {
-	a := v.Keyring.ActiveAuthority()
-	if a == nil {
-		return nil, nil, fault.New(fault.Internal, "the mesh has no active authority")
-	}
-	seed, err := c.Secrets.Open(v.Keyring, keyring.AudienceControl, caSecret(a.Serial))
-	if err != nil {
-		return nil, nil, fmt.Errorf("authority %s: private key: %w", a.Serial, err)
-	}
-	if len(seed) != ed25519.SeedSize {
-		return nil, nil, fault.New(fault.Internal, "authority %s: private key of %d bytes", a.Serial, len(seed))
-	}
-	return a, ed25519.NewKeyFromSeed(seed), nil
-}
-
-func caSecret(serial string) string { return "ca-" + serial }
-
 func (c *Controller) welcome(n *keyring.Node, cert []byte, at revision.Revision) (*iapmeshv1.JoinResponse, error) {
 	v, err := c.view()
 	if err != nil {
@@ -333,102 +295,4 @@ func boolWord(b bool) string {
 		return "yes"
 	}
 	return "no"
-}
-
-// Confirm turns enrolled into active, once the node has come with its new certificate.
-func (c *Controller) Confirm(ctx context.Context, nodeID string) (revision.Revision, error) {
-	return c.updateAmongOthers(ctx, "confirm", func(t *tx) error {
-		n, err := t.node(nodeID)
-		if err != nil {
-			return err
-		}
-		if n.State == keyring.NodeActive {
-			return nil
-		}
-		confirmed, err := keyring.ConfirmNode(*n, t.Now)
-		if err != nil {
-			return err
-		}
-		t.put(state.PutNode(&confirmed))
-		return nil
-	})
-}
-
-// Renew issues the next certificate for an enrolled node's own key, and brings a lapsed node back.
-func (c *Controller) Renew(ctx context.Context, nodeID string, csr []byte) (*iapmeshv1.RenewResponse, error) {
-	request, err := keyring.ParseCSR(csr)
-	if err != nil {
-		return nil, err
-	}
-	var node keyring.Node
-	_, err = c.updateAmongOthers(ctx, "renew", func(t *tx) error {
-		n, err := t.node(nodeID)
-		if err != nil {
-			return err
-		}
-		if !n.PublicKey.Equal(request.PublicKey) {
-			return fault.New(fault.Denied, "node %s: the request is for another key than its own", nodeID)
-		}
-		node = *n
-		if !n.Trusted() {
-			return fault.New(fault.Denied, "node %s is %s: it gets no certificate", nodeID, n.State)
-		}
-		if n.State == keyring.NodeLapsed {
-			if node, err = keyring.RecoverNode(*n, t.Now); err != nil {
-				return err
-			}
-		}
-		node.CertExpiresAt = t.Now.Add(keyring.NodeCertLife)
-		t.put(state.PutNode(&node))
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	cert, err := c.certify(&node, request)
-	if err != nil {
-		return nil, err
-	}
-	v, err := c.view()
-	if err != nil {
-		return nil, err
-	}
-	return &iapmeshv1.RenewResponse{Certificate: cert, Bundle: bundle(v)}, nil
-}
-
-// Leave makes a node depart at its own wish. A control node hands its vote over first.
-func (c *Controller) Leave(ctx context.Context, nodeID string) (revision.Revision, error) {
-	return c.update(ctx, "leave", func(t *tx) error {
-		n, err := t.node(nodeID)
-		if err != nil {
-			return err
-		}
-		if err := c.keepsQuorum(t, nodeID); err != nil {
-			return err
-		}
-		gone, err := keyring.DepartNode(*n, "left", t.Now)
-		if err != nil {
-			return err
-		}
-		t.put(state.PutNode(&gone))
-		return c.stopSigning(t, nodeID)
-	})
-}
-
-func (c *Controller) stopSigning(t *tx, nodeID string) error {
-	for _, k := range t.View.Keyring.SigningKeys {
-		if k.Node != nodeID || (k.State != keyring.SigningActive && k.State != keyring.SigningAnnounced) {
-			continue
-		}
-		fresh, err := t.signingKey(k.KID)
-		if err != nil {
-			return err
-		}
-		stopped, err := keyring.StopSigning(*fresh, t.Now)
-		if err != nil {
-			return err
-		}
-		t.put(state.PutSigningKey(&stopped))
-	}
-	return nil
 }
