@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/node/nodetest"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -185,6 +186,55 @@ func TestARevokedNodeIsCutOff(t *testing.T) {
 	mesh.In("eu-west").Serves(ana, http.StatusOK)
 	mesh.RevokeNode("edge-1")
 	mesh.In("eu-west").EventuallyRefuses(ana) // what the node minted counts no more
+}
+
+func TestAStoppedNodeLeaves(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	edge := mesh.AddNode("edge", "proxy")
+	state := func(name string) iapmeshv1.NodeState {
+		for _, n := range mesh.Status().Nodes {
+			if n.Node.Name == name {
+				return n.Node.State
+			}
+		}
+		return iapmeshv1.NodeState_NODE_STATE_UNSPECIFIED
+	}
+	ana := edge.SignIn("ana@example.com")
+	if err := edge.Leave(t.Context()); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "still runs") {
+		t.Errorf("a running node leaves: %v", err)
+	}
+	if got := state("edge-1"); got != iapmeshv1.NodeState_NODE_STATE_ACTIVE {
+		t.Fatalf("it is %s after it was refused to leave", got)
+	}
+	edge.Stop()
+	if err := edge.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := state("edge-1"); got != iapmeshv1.NodeState_NODE_STATE_DEPARTED {
+		t.Errorf("it is %s after it left", got)
+	}
+	mesh.In("eu-west").Serves(ana, http.StatusOK) // what it signed stays good
+}
+
+func TestAStoppedControlNodeLeavesAndVotesNoMore(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	away := mesh.In("ap-south")
+	away.Stop()
+	if err := away.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mesh.Eventually("it is departed and has no vote, and the others are what they were", func() bool {
+		status, err := mesh.TryStatus() // it may have led
+		for _, n := range status.GetNodes() {
+			gone := n.Node.Name == "ap-south-1"
+			if departed := n.Node.State == iapmeshv1.NodeState_NODE_STATE_DEPARTED; departed != gone || n.Voter == gone {
+				return false
+			}
+		}
+		return err == nil
+	})
 }
 
 func cut(id string) (node, rest string, ok bool) { return strings.Cut(id, "/") }

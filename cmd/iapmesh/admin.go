@@ -15,7 +15,8 @@ import (
 )
 
 func newAdminCommand(c *cli) *cobra.Command {
-	return group("admin", "Your own credential as an administrator", newAdminRenewCommand(c), newAdminWhoAmICommand(c))
+	return group("admin", "The mesh's administrators, and your own credential as one",
+		newAdminIssueCommand(c), newAdminListCommand(c), newAdminRevokeCommand(c), newAdminRenewCommand(c), newAdminWhoAmICommand(c))
 }
 
 func newAdminRenewCommand(c *cli) *cobra.Command {

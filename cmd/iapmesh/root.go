@@ -38,6 +38,7 @@ func newRootCommand(c *cli) *cobra.Command {
 	root := group("iapmesh", "Run and administer an identity-aware proxy mesh",
 		newInitCommand(c),
 		newNodeCommand(c),
+		newLeaveCommand(c),
 		newDevCommand(c),
 		newCheckCommand(c),
 		newStatusCommand(c),

@@ -159,6 +159,10 @@ func latestTime(v *state.View) time.Time {
 	for _, a := range v.Keyring.Audiences {
 		see(a.RotatedAt)
 	}
+	for _, a := range v.Keyring.Admins {
+		see(a.CreatedAt)
+		see(a.RevokedAt)
+	}
 	for _, kind := range v.Keyring.Revocations {
 		for _, r := range kind {
 			see(r.At)
@@ -263,6 +267,10 @@ func (t *tx) signingKey(kid string) (*keyring.SigningKey, error) {
 
 func (t *tx) audience(name string) (*keyring.Audience, error) {
 	return read(t, state.AudiencePath(name), "audience "+name, func(p *iapmeshv1.Audience) (*keyring.Audience, error) { return state.AudienceOf(p), nil })
+}
+
+func (t *tx) admin(id string) (*keyring.Admin, error) {
+	return read(t, state.AdminPath(id), "administrator "+id, func(p *iapmeshv1.Admin) (*keyring.Admin, error) { return state.AdminOf(p), nil })
 }
 
 func (t *tx) manifest() (*iapmeshv1.Manifest, error) {

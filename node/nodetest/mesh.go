@@ -205,6 +205,12 @@ func (r *Region) API() string { return r.config.Listen.Mesh }
 // Stop ends the node, in order.
 func (r *Region) Stop() { r.stop() }
 
+// Leave lets the node, which is stopped, leave the mesh.
+func (r *Region) Leave(ctx context.Context) error {
+	_, err := node.Leave(ctx, r.config, node.Env{Logger: r.mesh.logger(), NetDial: r.mesh.network.dialFrom(r.config.Listen.Mesh), Now: r.mesh.now})
+	return err
+}
+
 // Profile is the administrator's way into the mesh.
 func (m *Mesh) Profile() *profile.Profile {
 	p := m.founded.Profile

@@ -2829,6 +2829,310 @@ func (x *RenewAdminResponse) GetBundle() [][]byte {
 	return nil
 }
 
+type IssueAdminRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // unique among administrators that are not revoked
+	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`   // PKCS #10, DER, for an Ed25519 key; only its key counts
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueAdminRequest) Reset() {
+	*x = IssueAdminRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueAdminRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueAdminRequest) ProtoMessage() {}
+
+func (x *IssueAdminRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueAdminRequest.ProtoReflect.Descriptor instead.
+func (*IssueAdminRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *IssueAdminRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *IssueAdminRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type IssueAdminResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Admin         *Admin                 `protobuf:"bytes,1,opt,name=admin,proto3" json:"admin,omitempty"`
+	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER; 90 days
+	Bundle        [][]byte               `protobuf:"bytes,3,rep,name=bundle,proto3" json:"bundle,omitempty"`           // roots, DER
+	Receipt       *Receipt               `protobuf:"bytes,4,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueAdminResponse) Reset() {
+	*x = IssueAdminResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueAdminResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueAdminResponse) ProtoMessage() {}
+
+func (x *IssueAdminResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueAdminResponse.ProtoReflect.Descriptor instead.
+func (*IssueAdminResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *IssueAdminResponse) GetAdmin() *Admin {
+	if x != nil {
+		return x.Admin
+	}
+	return nil
+}
+
+func (x *IssueAdminResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *IssueAdminResponse) GetBundle() [][]byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *IssueAdminResponse) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+type ListAdminsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAdminsRequest) Reset() {
+	*x = ListAdminsRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAdminsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAdminsRequest) ProtoMessage() {}
+
+func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
+func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{51}
+}
+
+type ListAdminsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Admins        []*Admin               `protobuf:"bytes,1,rep,name=admins,proto3" json:"admins,omitempty"` // revoked ones too; those that are not come first, then by name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAdminsResponse) Reset() {
+	*x = ListAdminsResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAdminsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAdminsResponse) ProtoMessage() {}
+
+func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
+func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ListAdminsResponse) GetAdmins() []*Admin {
+	if x != nil {
+		return x.Admins
+	}
+	return nil
+}
+
+type RevokeAdminRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Admin         string                 `protobuf:"bytes,1,opt,name=admin,proto3" json:"admin,omitempty"` // id, or the name of one that is not revoked
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeAdminRequest) Reset() {
+	*x = RevokeAdminRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeAdminRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeAdminRequest) ProtoMessage() {}
+
+func (x *RevokeAdminRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeAdminRequest.ProtoReflect.Descriptor instead.
+func (*RevokeAdminRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *RevokeAdminRequest) GetAdmin() string {
+	if x != nil {
+		return x.Admin
+	}
+	return ""
+}
+
+func (x *RevokeAdminRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RevokeAdminResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Admin         *Admin                 `protobuf:"bytes,1,opt,name=admin,proto3" json:"admin,omitempty"`
+	Receipt       *Receipt               `protobuf:"bytes,2,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeAdminResponse) Reset() {
+	*x = RevokeAdminResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeAdminResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeAdminResponse) ProtoMessage() {}
+
+func (x *RevokeAdminResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeAdminResponse.ProtoReflect.Descriptor instead.
+func (*RevokeAdminResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *RevokeAdminResponse) GetAdmin() *Admin {
+	if x != nil {
+		return x.Admin
+	}
+	return nil
+}
+
+func (x *RevokeAdminResponse) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
 var File_iapmesh_v1_api_proto protoreflect.FileDescriptor
 
 const file_iapmesh_v1_api_proto_rawDesc = "" +
@@ -3021,7 +3325,24 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"N\n" +
 	"\x12RenewAdminResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
-	"\x06bundle\x18\x02 \x03(\fR\x06bundle*\x97\x01\n" +
+	"\x06bundle\x18\x02 \x03(\fR\x06bundle\"9\n" +
+	"\x11IssueAdminRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\"\xa6\x01\n" +
+	"\x12IssueAdminResponse\x12'\n" +
+	"\x05admin\x18\x01 \x01(\v2\x11.iapmesh.v1.AdminR\x05admin\x12 \n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12\x16\n" +
+	"\x06bundle\x18\x03 \x03(\fR\x06bundle\x12-\n" +
+	"\areceipt\x18\x04 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"\x13\n" +
+	"\x11ListAdminsRequest\"?\n" +
+	"\x12ListAdminsResponse\x12)\n" +
+	"\x06admins\x18\x01 \x03(\v2\x11.iapmesh.v1.AdminR\x06admins\"B\n" +
+	"\x12RevokeAdminRequest\x12\x14\n" +
+	"\x05admin\x18\x01 \x01(\tR\x05admin\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"m\n" +
+	"\x13RevokeAdminResponse\x12'\n" +
+	"\x05admin\x18\x01 \x01(\v2\x11.iapmesh.v1.AdminR\x05admin\x12-\n" +
+	"\areceipt\x18\x02 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt*\x97\x01\n" +
 	"\fRevokeTarget\x12\x1d\n" +
 	"\x19REVOKE_TARGET_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15REVOKE_TARGET_SESSION\x10\x01\x12\x16\n" +
@@ -3050,11 +3371,16 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x11RevocationService\x12?\n" +
 	"\x06Revoke\x12\x19.iapmesh.v1.RevokeRequest\x1a\x1a.iapmesh.v1.RevokeResponse\x12Z\n" +
 	"\x0fListRevocations\x12\".iapmesh.v1.ListRevocationsRequest\x1a#.iapmesh.v1.ListRevocationsResponse\x12W\n" +
-	"\x0eLiftRevocation\x12!.iapmesh.v1.LiftRevocationRequest\x1a\".iapmesh.v1.LiftRevocationResponse2\x9c\x01\n" +
+	"\x0eLiftRevocation\x12!.iapmesh.v1.LiftRevocationRequest\x1a\".iapmesh.v1.LiftRevocationResponse2\x86\x03\n" +
 	"\fAdminService\x12?\n" +
 	"\x06WhoAmI\x12\x19.iapmesh.v1.WhoAmIRequest\x1a\x1a.iapmesh.v1.WhoAmIResponse\x12K\n" +
 	"\n" +
-	"RenewAdmin\x12\x1d.iapmesh.v1.RenewAdminRequest\x1a\x1e.iapmesh.v1.RenewAdminResponseB7Z5github.com/iapmesh/iapmesh/proto/iapmesh/v1;iapmeshv1b\x06proto3"
+	"RenewAdmin\x12\x1d.iapmesh.v1.RenewAdminRequest\x1a\x1e.iapmesh.v1.RenewAdminResponse\x12K\n" +
+	"\n" +
+	"IssueAdmin\x12\x1d.iapmesh.v1.IssueAdminRequest\x1a\x1e.iapmesh.v1.IssueAdminResponse\x12K\n" +
+	"\n" +
+	"ListAdmins\x12\x1d.iapmesh.v1.ListAdminsRequest\x1a\x1e.iapmesh.v1.ListAdminsResponse\x12N\n" +
+	"\vRevokeAdmin\x12\x1e.iapmesh.v1.RevokeAdminRequest\x1a\x1f.iapmesh.v1.RevokeAdminResponseB7Z5github.com/iapmesh/iapmesh/proto/iapmesh/v1;iapmeshv1b\x06proto3"
 
 var (
 	file_iapmesh_v1_api_proto_rawDescOnce sync.Once
@@ -3069,7 +3395,7 @@ func file_iapmesh_v1_api_proto_rawDescGZIP() []byte {
 }
 
 var file_iapmesh_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_iapmesh_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_iapmesh_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_iapmesh_v1_api_proto_goTypes = []any{
 	(RevokeTarget)(0),                 // 0: iapmesh.v1.RevokeTarget
 	(*GetStatusRequest)(nil),          // 1: iapmesh.v1.GetStatusRequest
@@ -3121,129 +3447,146 @@ var file_iapmesh_v1_api_proto_goTypes = []any{
 	(*WhoAmIResponse)(nil),            // 47: iapmesh.v1.WhoAmIResponse
 	(*RenewAdminRequest)(nil),         // 48: iapmesh.v1.RenewAdminRequest
 	(*RenewAdminResponse)(nil),        // 49: iapmesh.v1.RenewAdminResponse
-	nil,                               // 50: iapmesh.v1.ApplyRequest.BaseEntry
-	nil,                               // 51: iapmesh.v1.GetResourcesResponse.HashesEntry
-	(*durationpb.Duration)(nil),       // 52: google.protobuf.Duration
-	(*Revision)(nil),                  // 53: iapmesh.v1.Revision
-	(*timestamppb.Timestamp)(nil),     // 54: google.protobuf.Timestamp
-	(*Node)(nil),                      // 55: iapmesh.v1.Node
-	(*NodeReport)(nil),                // 56: iapmesh.v1.NodeReport
-	(Role)(0),                         // 57: iapmesh.v1.Role
-	(*ProvisioningKey)(nil),           // 58: iapmesh.v1.ProvisioningKey
-	(Cascade)(0),                      // 59: iapmesh.v1.Cascade
-	(*SigningKey)(nil),                // 60: iapmesh.v1.SigningKey
-	(SigningKeyKind)(0),               // 61: iapmesh.v1.SigningKeyKind
-	(*Resource)(nil),                  // 62: iapmesh.v1.Resource
-	(*Manifest)(nil),                  // 63: iapmesh.v1.Manifest
-	(*Revocation)(nil),                // 64: iapmesh.v1.Revocation
-	(RevocationKind)(0),               // 65: iapmesh.v1.RevocationKind
-	(*Admin)(nil),                     // 66: iapmesh.v1.Admin
+	(*IssueAdminRequest)(nil),         // 50: iapmesh.v1.IssueAdminRequest
+	(*IssueAdminResponse)(nil),        // 51: iapmesh.v1.IssueAdminResponse
+	(*ListAdminsRequest)(nil),         // 52: iapmesh.v1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),        // 53: iapmesh.v1.ListAdminsResponse
+	(*RevokeAdminRequest)(nil),        // 54: iapmesh.v1.RevokeAdminRequest
+	(*RevokeAdminResponse)(nil),       // 55: iapmesh.v1.RevokeAdminResponse
+	nil,                               // 56: iapmesh.v1.ApplyRequest.BaseEntry
+	nil,                               // 57: iapmesh.v1.GetResourcesResponse.HashesEntry
+	(*durationpb.Duration)(nil),       // 58: google.protobuf.Duration
+	(*Revision)(nil),                  // 59: iapmesh.v1.Revision
+	(*timestamppb.Timestamp)(nil),     // 60: google.protobuf.Timestamp
+	(*Node)(nil),                      // 61: iapmesh.v1.Node
+	(*NodeReport)(nil),                // 62: iapmesh.v1.NodeReport
+	(Role)(0),                         // 63: iapmesh.v1.Role
+	(*ProvisioningKey)(nil),           // 64: iapmesh.v1.ProvisioningKey
+	(Cascade)(0),                      // 65: iapmesh.v1.Cascade
+	(*SigningKey)(nil),                // 66: iapmesh.v1.SigningKey
+	(SigningKeyKind)(0),               // 67: iapmesh.v1.SigningKeyKind
+	(*Resource)(nil),                  // 68: iapmesh.v1.Resource
+	(*Manifest)(nil),                  // 69: iapmesh.v1.Manifest
+	(*Revocation)(nil),                // 70: iapmesh.v1.Revocation
+	(RevocationKind)(0),               // 71: iapmesh.v1.RevocationKind
+	(*Admin)(nil),                     // 72: iapmesh.v1.Admin
 }
 var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	5,  // 0: iapmesh.v1.GetStatusResponse.status:type_name -> iapmesh.v1.Status
-	52, // 1: iapmesh.v1.WatchStatusRequest.interval:type_name -> google.protobuf.Duration
+	58, // 1: iapmesh.v1.WatchStatusRequest.interval:type_name -> google.protobuf.Duration
 	5,  // 2: iapmesh.v1.WatchStatusResponse.status:type_name -> iapmesh.v1.Status
-	53, // 3: iapmesh.v1.Status.revision:type_name -> iapmesh.v1.Revision
+	59, // 3: iapmesh.v1.Status.revision:type_name -> iapmesh.v1.Revision
 	6,  // 4: iapmesh.v1.Status.nodes:type_name -> iapmesh.v1.NodeStatus
-	54, // 5: iapmesh.v1.Status.at:type_name -> google.protobuf.Timestamp
-	55, // 6: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
-	56, // 7: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
-	54, // 8: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
+	60, // 5: iapmesh.v1.Status.at:type_name -> google.protobuf.Timestamp
+	61, // 6: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
+	62, // 7: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
+	60, // 8: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
 	9,  // 9: iapmesh.v1.ListMembersResponse.members:type_name -> iapmesh.v1.Member
-	57, // 10: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
-	53, // 11: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
+	63, // 10: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
+	59, // 11: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
 	12, // 12: iapmesh.v1.WatchReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
-	53, // 13: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
+	59, // 13: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
 	13, // 14: iapmesh.v1.Receipt.acknowledged:type_name -> iapmesh.v1.Acknowledgement
 	14, // 15: iapmesh.v1.Receipt.lagging:type_name -> iapmesh.v1.Laggard
-	53, // 16: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
-	54, // 17: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
-	57, // 18: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
-	54, // 19: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
-	52, // 20: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
-	58, // 21: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	59, // 16: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
+	60, // 17: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
+	63, // 18: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
+	60, // 19: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
+	58, // 20: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
+	64, // 21: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
 	12, // 22: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	58, // 23: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
-	58, // 24: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	55, // 25: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
-	52, // 26: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
-	52, // 27: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	58, // 28: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	58, // 29: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
+	64, // 23: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
+	64, // 24: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	61, // 25: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
+	58, // 26: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	58, // 27: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	64, // 28: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	64, // 29: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
 	12, // 30: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	59, // 31: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
-	58, // 32: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	55, // 33: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
+	65, // 31: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
+	64, // 32: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	61, // 33: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
 	12, // 34: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
 	27, // 35: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	60, // 36: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	66, // 36: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
 	12, // 37: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	53, // 38: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	61, // 39: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	59, // 38: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	67, // 39: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
 	12, // 40: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	62, // 41: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	50, // 42: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	68, // 41: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	56, // 42: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
 	32, // 43: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
 	12, // 44: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	62, // 45: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	51, // 46: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	63, // 47: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	68, // 45: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	57, // 46: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	69, // 47: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
 	12, // 48: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
 	12, // 49: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
 	0,  // 50: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
 	12, // 51: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
 	43, // 52: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	64, // 53: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	53, // 54: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	65, // 55: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	70, // 53: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	59, // 54: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	71, // 55: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
 	12, // 56: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	66, // 57: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	53, // 58: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	1,  // 59: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,  // 60: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,  // 61: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10, // 62: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	15, // 63: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	17, // 64: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	19, // 65: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	21, // 66: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	23, // 67: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	25, // 68: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	28, // 69: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	30, // 70: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	33, // 71: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	35, // 72: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	37, // 73: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	39, // 74: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	41, // 75: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	44, // 76: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	46, // 77: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	48, // 78: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	2,  // 79: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,  // 80: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,  // 81: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11, // 82: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	16, // 83: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	18, // 84: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	20, // 85: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	22, // 86: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	24, // 87: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	26, // 88: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	29, // 89: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	31, // 90: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	34, // 91: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	36, // 92: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	38, // 93: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	40, // 94: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	42, // 95: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	45, // 96: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	47, // 97: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	49, // 98: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	79, // [79:99] is the sub-list for method output_type
-	59, // [59:79] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	72, // 57: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	59, // 58: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	72, // 59: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 60: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	72, // 61: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	72, // 62: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 63: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,  // 64: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,  // 65: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,  // 66: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10, // 67: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	15, // 68: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	17, // 69: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	19, // 70: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	21, // 71: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	23, // 72: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	25, // 73: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	28, // 74: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	30, // 75: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	33, // 76: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	35, // 77: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	37, // 78: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	39, // 79: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	41, // 80: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	44, // 81: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	46, // 82: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	48, // 83: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	50, // 84: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	52, // 85: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	54, // 86: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,  // 87: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,  // 88: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,  // 89: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11, // 90: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	16, // 91: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	18, // 92: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	20, // 93: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	22, // 94: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	24, // 95: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	26, // 96: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	29, // 97: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	31, // 98: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	34, // 99: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	36, // 100: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	38, // 101: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	40, // 102: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	42, // 103: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	45, // 104: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	47, // 105: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	49, // 106: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	51, // 107: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	53, // 108: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	55, // 109: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	87, // [87:110] is the sub-list for method output_type
+	64, // [64:87] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }
@@ -3260,7 +3603,7 @@ func file_iapmesh_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_api_proto_rawDesc), len(file_iapmesh_v1_api_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   51,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -988,8 +988,11 @@ var RevocationService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	AdminService_WhoAmI_FullMethodName     = "/iapmesh.v1.AdminService/WhoAmI"
-	AdminService_RenewAdmin_FullMethodName = "/iapmesh.v1.AdminService/RenewAdmin"
+	AdminService_WhoAmI_FullMethodName      = "/iapmesh.v1.AdminService/WhoAmI"
+	AdminService_RenewAdmin_FullMethodName  = "/iapmesh.v1.AdminService/RenewAdmin"
+	AdminService_IssueAdmin_FullMethodName  = "/iapmesh.v1.AdminService/IssueAdmin"
+	AdminService_ListAdmins_FullMethodName  = "/iapmesh.v1.AdminService/ListAdmins"
+	AdminService_RevokeAdmin_FullMethodName = "/iapmesh.v1.AdminService/RevokeAdmin"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -1000,6 +1003,11 @@ const (
 type AdminServiceClient interface {
 	WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error)
 	RenewAdmin(ctx context.Context, in *RenewAdminRequest, opts ...grpc.CallOption) (*RenewAdminResponse, error)
+	// IssueAdmin makes another administrator, for a key that never leaves its holder. The same request again has the same answer.
+	IssueAdmin(ctx context.Context, in *IssueAdminRequest, opts ...grpc.CallOption) (*IssueAdminResponse, error)
+	ListAdmins(ctx context.Context, in *ListAdminsRequest, opts ...grpc.CallOption) (*ListAdminsResponse, error)
+	// RevokeAdmin refuses an administrator for good: another one, and never the last that counts.
+	RevokeAdmin(ctx context.Context, in *RevokeAdminRequest, opts ...grpc.CallOption) (*RevokeAdminResponse, error)
 }
 
 type adminServiceClient struct {
@@ -1030,6 +1038,36 @@ func (c *adminServiceClient) RenewAdmin(ctx context.Context, in *RenewAdminReque
 	return out, nil
 }
 
+func (c *adminServiceClient) IssueAdmin(ctx context.Context, in *IssueAdminRequest, opts ...grpc.CallOption) (*IssueAdminResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(IssueAdminResponse)
+	err := c.cc.Invoke(ctx, AdminService_IssueAdmin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ListAdmins(ctx context.Context, in *ListAdminsRequest, opts ...grpc.CallOption) (*ListAdminsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAdminsResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListAdmins_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) RevokeAdmin(ctx context.Context, in *RevokeAdminRequest, opts ...grpc.CallOption) (*RevokeAdminResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeAdminResponse)
+	err := c.cc.Invoke(ctx, AdminService_RevokeAdmin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -1038,6 +1076,11 @@ func (c *adminServiceClient) RenewAdmin(ctx context.Context, in *RenewAdminReque
 type AdminServiceServer interface {
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)
 	RenewAdmin(context.Context, *RenewAdminRequest) (*RenewAdminResponse, error)
+	// IssueAdmin makes another administrator, for a key that never leaves its holder. The same request again has the same answer.
+	IssueAdmin(context.Context, *IssueAdminRequest) (*IssueAdminResponse, error)
+	ListAdmins(context.Context, *ListAdminsRequest) (*ListAdminsResponse, error)
+	// RevokeAdmin refuses an administrator for good: another one, and never the last that counts.
+	RevokeAdmin(context.Context, *RevokeAdminRequest) (*RevokeAdminResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -1053,6 +1096,15 @@ func (UnimplementedAdminServiceServer) WhoAmI(context.Context, *WhoAmIRequest) (
 }
 func (UnimplementedAdminServiceServer) RenewAdmin(context.Context, *RenewAdminRequest) (*RenewAdminResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewAdmin not implemented")
+}
+func (UnimplementedAdminServiceServer) IssueAdmin(context.Context, *IssueAdminRequest) (*IssueAdminResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method IssueAdmin not implemented")
+}
+func (UnimplementedAdminServiceServer) ListAdmins(context.Context, *ListAdminsRequest) (*ListAdminsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAdmins not implemented")
+}
+func (UnimplementedAdminServiceServer) RevokeAdmin(context.Context, *RevokeAdminRequest) (*RevokeAdminResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeAdmin not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -1111,6 +1163,60 @@ func _AdminService_RenewAdmin_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_IssueAdmin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(IssueAdminRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).IssueAdmin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_IssueAdmin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).IssueAdmin(ctx, req.(*IssueAdminRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ListAdmins_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAdminsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListAdmins(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListAdmins_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListAdmins(ctx, req.(*ListAdminsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_RevokeAdmin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeAdminRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RevokeAdmin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RevokeAdmin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RevokeAdmin(ctx, req.(*RevokeAdminRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1125,6 +1231,18 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RenewAdmin",
 			Handler:    _AdminService_RenewAdmin_Handler,
+		},
+		{
+			MethodName: "IssueAdmin",
+			Handler:    _AdminService_IssueAdmin_Handler,
+		},
+		{
+			MethodName: "ListAdmins",
+			Handler:    _AdminService_ListAdmins_Handler,
+		},
+		{
+			MethodName: "RevokeAdmin",
+			Handler:    _AdminService_RevokeAdmin_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
