@@ -104,6 +104,9 @@ func TestATornTailIsLeftOut(t *testing.T) {
 	for _, cut := range []int{last + 1, last + 4, last + 20, len(whole) - 1} {
 		rest := len(whole) - cut
 		for name, tail := range map[string][]byte{"cut": nil, "zeros": make([]byte, rest), "garbage": bytes.Repeat([]byte{0xa5}, rest)} {
+			if bytes.Equal(tail, whole[cut:]) {
+				continue // sealed bytes are random: what a crash left may by chance be what was meant
+			}
 			if err := os.WriteFile(file(cfg), append(bytes.Clone(whole[:cut]), tail...), 0o600); err != nil {
 				t.Fatal(err)
 			}
