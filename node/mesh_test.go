@@ -1,12 +1,21 @@
 package node_test
 
 import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/nodetest"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -186,6 +195,75 @@ func TestARevokedNodeIsCutOff(t *testing.T) {
 	mesh.In("eu-west").Serves(ana, http.StatusOK)
 	mesh.RevokeNode("edge-1")
 	mesh.In("eu-west").EventuallyRefuses(ana) // what the node minted counts no more
+}
+
+func TestARevokedAdministratorIsRefusedOnOpenConnections(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	bob := *mesh.Profile()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := keyring.NewCSR(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = mesh.Try(func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewAdminServiceClient(conn).IssueAdmin(ctx, &iapmeshv1.IssueAdminRequest{Name: "bob", Csr: csr}, o...)
+		bob.Name, bob.Certificate = "bob", profile.CertificatePEM(resp.GetCertificate())
+		bob.Key = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := bob.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	client.Patience = time.Second // after the revocation nobody answers
+	var stream grpc.ServerStreamingClient[iapmeshv1.WatchStatusResponse]
+	whoAmI := func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		_, err := iapmeshv1.NewAdminServiceClient(conn).WhoAmI(ctx, &iapmeshv1.WhoAmIRequest{}, o...)
+		return err
+	}
+	err = client.Call(t.Context(), func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		stream, err = iapmeshv1.NewClusterServiceClient(conn).WatchStatus(t.Context(), &iapmeshv1.WatchStatusRequest{}, o...)
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		return err
+	})
+	if err := errors.Join(err, client.Call(t.Context(), whoAmI)); err != nil {
+		t.Fatalf("before the revocation: %v", err)
+	}
+	err = mesh.Try(func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		_, err := iapmeshv1.NewAdminServiceClient(conn).RevokeAdmin(ctx, &iapmeshv1.RevokeAdminRequest{Admin: "bob", Reason: "left"}, o...)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Call(t.Context(), whoAmI); err == nil {
+		t.Error("a call after the revocation is answered")
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for err := error(nil); err == nil; _, err = stream.Recv() {
+		}
+	}()
+	select {
+	case <-ended:
+	case <-time.After(nodetest.Patience):
+		t.Error("the stream goes on after the revocation")
+	}
 }
 
 func TestAStoppedNodeLeaves(t *testing.T) {

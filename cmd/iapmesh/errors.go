@@ -80,6 +80,9 @@ func (c *cli) remedy(err error) string {
 	}
 	switch fault.KindOf(err) {
 	case fault.Unavailable:
+		if strings.Contains(err.Error(), "tls: bad certificate") { // all that the node says of one that it refuses
+			return fmt.Sprintf("%s refuses this profile: it was revoked (another administrator's iapmesh admin list shows it), or is of another mesh.", strings.Join(c.profile.ControlNodes, ", "))
+		}
 		return fmt.Sprintf("Asked: %s. Check that control nodes run there and can be reached, then repeat; --timeout waits longer.", strings.Join(c.profile.ControlNodes, ", "))
 	case fault.Unauthenticated:
 		return "The profile and the mesh do not know each other: name another with --profile, or have an administrator make you a new one."
