@@ -11,7 +11,7 @@ export GOWORK := off
 BUILD := .build
 TOOLS := $(BUILD)/tools/bin
 
-# e2e has its own target: it wants root and a browser, and under CI=true it fails where it lacks them.
+# e2e has its own target: it wants a browser and Terraform, and under CI=true it fails where it lacks them.
 PACKAGES = $$(go list ./... | grep -v '/e2e')
 
 ##@ Work
@@ -45,7 +45,7 @@ race: ## the same under the race detector; needs a C compiler
 	CGO_ENABLED=1 go test -race $(ARGS) $(PACKAGES)
 
 .PHONY: e2e
-e2e: build ## real binaries, network namespaces, a browser; skips what this machine lacks, under CI=true fails instead
+e2e: build ## real binaries, a browser, Terraform; skips what this machine lacks, under CI=true fails instead
 	CGO_ENABLED=0 IAPMESH_BIN=$(CURDIR)/bin/iapmesh go test -count=1 $(ARGS) ./e2e/...
 
 # A pipe fails where any part of it fails.
