@@ -136,7 +136,7 @@ func FuzzRecordEncoding(f *testing.F) {
 			ViewAgeMS: n, DurationMS: d, Policies: []string{detail}, Detail: map[string]string{detail: path}, Gap: &audit.Span{Count: count, Reason: detail}}
 		body := r.AppendJSON(nil)
 		if len(body) > audit.MaxBody {
-			t.Skip()
+			t.Skip("longer than a record may be: Clip cuts it before, and has tests of its own")
 		}
 		got, err := audit.Decode(body)
 		if err != nil {

@@ -24,7 +24,7 @@ func (a *assembly) talk(context.Context) error {
 func (a *assembly) runGossip(ctx context.Context) error {
 	v, err := a.source.Wait(ctx, func(v *state.View) bool { return a.gossipKeys(v) != nil })
 	if err != nil {
-		return nil //nolint:nilerr // ctx ended before there was a ring
+		return nil // ctx ended before there was a ring
 	}
 	listener, packets, err := gossip.Listen(a.config.Listen.Gossip)
 	if err != nil {

@@ -178,7 +178,7 @@ func findAdmin(t *tx, ref string) (id string, err error) {
 // leavesAnAdmin refuses to take the last administrator that counts: there would be no way back in.
 func leavesAnAdmin(t *tx, gone *keyring.Admin) error {
 	if gone.Check(t.Now) != nil {
-		return nil //nolint:nilerr // it counts no more already
+		return nil // it counts no more already
 	}
 	for id := range t.View.Keyring.Admins {
 		if id == gone.ID {

@@ -91,7 +91,7 @@ func (t *tx) revocation(kind keyring.RevocationKind, value string) (*keyring.Rev
 	}
 	var p iapmeshv1.Revocation
 	if err := proto.Unmarshal(e.Value, &p); err != nil {
-		return &keyring.Revocation{Kind: kind, Value: value, Block: kind == keyring.RevokeSubject}, nil //nolint:nilerr // said above
+		return &keyring.Revocation{Kind: kind, Value: value, Block: kind == keyring.RevokeSubject}, nil // said above
 	}
 	return state.RevocationOf(&p, e.Revision), nil
 }
