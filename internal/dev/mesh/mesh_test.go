@@ -43,7 +43,7 @@ func stillborn(t *testing.T, dir string, port int) error {
 }
 
 func TestANodeThatEndsAtOnceEndsTheStart(t *testing.T) {
-	t.Parallel()
+	// Not in parallel: whoever looks for free ports must find those of its neighbours taken.
 	dir, port := t.TempDir(), base(t)
 	err := stillborn(t, dir, port)
 	if err == nil || !strings.Contains(err.Error(), "has ended (exit status 1)") {
@@ -106,7 +106,7 @@ func TestADirectoryKeepsItsPorts(t *testing.T) {
 }
 
 func TestATakenPortIsNamed(t *testing.T) {
-	t.Parallel()
+	// Not in parallel: whoever looks for free ports must find those of its neighbours taken.
 	port := base(t)
 	l, err := net.Listen("tcp", local(port+1001))
 	if err != nil {
