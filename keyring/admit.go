@@ -80,6 +80,9 @@ func ruleState(k *Key, f *JoinFacts) error {
 	case KeySuspended:
 		return refuse(k, "suspended by an operator")
 	case KeyPending:
+		if k.AwaitsApproval() {
+			return refuse(k, "pending: %s", awaitedApproval(k))
+		}
 		return refuse(k, "pending: an operator has yet to activate it")
 	}
 	return refuse(k, "in unknown state %q", string(k.State))

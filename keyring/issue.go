@@ -34,6 +34,7 @@ type KeyRequest struct {
 	MaxUses       *uint32 // nil: 1; 0: unlimited
 	MaxActive     uint32  // 0: unlimited
 	Pending       bool    // to be activated by an operator
+	NeedsApproval bool    // pending until another administrator approves it
 	By            string
 	Now           time.Time
 }
@@ -87,8 +88,8 @@ func IssueKey(r KeyRequest) (Key, error) {
 	if r.MaxUses != nil {
 		k.MaxUses = *r.MaxUses
 	}
-	if r.Pending {
-		k.State = KeyPending
+	if r.Pending || r.NeedsApproval {
+		k.State, k.NeedsApproval = KeyPending, r.NeedsApproval
 	}
 	return k, nil
 }
@@ -96,6 +97,9 @@ func IssueKey(r KeyRequest) (Key, error) {
 func validKeyRequest(r KeyRequest) error {
 	if err := validPublicKey("public_key", r.PublicKey); err != nil {
 		return err
+	}
+	if lowOrder(r.PublicKey) {
+		return fault.New(fault.Invalid, "public_key: a point of low order, for which anybody could sign: no key generation makes such a one")
 	}
 	if err := ValidName("name", r.Name); err != nil {
 		return err

@@ -73,7 +73,13 @@ type Key struct {
 	Reason        string
 	Cascade       Cascade
 	RevokedAt     time.Time
+	RevokedBy     string
 	RecentUses    []Use // newest last, at most MaxRecentUses
+
+	NeedsApproval bool // by another administrator than CreatedBy: ApproveKey
+	ApprovedBy    string
+	ApprovedAt    time.Time
+	ApprovalGrace time.Duration // of a successor: the predecessor's grace, which begins with the approval
 }
 
 // MaxRecentUses bounds Key.RecentUses.

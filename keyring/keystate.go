@@ -12,10 +12,13 @@ func keyConflict(k *Key, what string) error {
 	return fault.New(fault.Conflict, "key %s: %s: it is %s", k.ID, what, k.State)
 }
 
-// ActivateKey turns pending into active. Another state is a Conflict.
+// ActivateKey turns pending into active. Another state is a Conflict; a key that awaits an approval is Denied.
 func ActivateKey(k Key, now time.Time) (Key, error) {
-	if k.State != KeyPending {
+	switch {
+	case k.State != KeyPending:
 		return k, keyConflict(&k, "activate")
+	case k.AwaitsApproval():
+		return k, refuse(&k, "pending: %s", awaitedApproval(&k))
 	}
 	k.State = KeyActive
 	k, _ = SweepKey(k, now)
@@ -64,16 +67,15 @@ type RotateRequest struct {
 	SuccessorPublicKey ed25519.PublicKey
 	Grace              time.Duration // for how long the predecessor still admits; 0: no longer
 	TTL                time.Duration // of the successor; 0: as long as the predecessor's
+	NeedsApproval      bool          // the successor takes over with its approval, not before
 	By                 string
 	Now                time.Time
 }
 
 // RotateKey makes the key's successor, of the same name and scope with all uses before it, and sends the key into retirement.
-// Only active, exhausted and expired keys rotate.
+// Only active, exhausted and expired keys rotate. Where the successor needs an approval, the key stays as it is until then.
 func RotateKey(k Key, r RotateRequest) (predecessor, successor Key, err error) {
-	switch k.State {
-	case KeyActive, KeyExhausted, KeyExpired:
-	default:
+	if !k.rotates() {
 		return k, Key{}, keyConflict(&k, "rotate")
 	}
 	if r.Grace < 0 || r.Grace > MaxGrace {
@@ -85,7 +87,8 @@ func RotateKey(k Key, r RotateRequest) (predecessor, successor Key, err error) {
 	}
 	successor, err = IssueKey(KeyRequest{
 		PublicKey: r.SuccessorPublicKey, Name: k.Name, Grants: k.Grants, Regions: k.Regions, RouteSelector: k.RouteSelector,
-		SourceCIDRs: k.SourceCIDRs, TTL: ttl, MaxUses: &k.MaxUses, MaxActive: k.MaxActive, By: r.By, Now: r.Now,
+		SourceCIDRs: k.SourceCIDRs, TTL: ttl, MaxUses: &k.MaxUses, MaxActive: k.MaxActive,
+		NeedsApproval: r.NeedsApproval, By: r.By, Now: r.Now,
 	})
 	if err != nil {
 		return k, Key{}, err
@@ -93,12 +96,25 @@ func RotateKey(k Key, r RotateRequest) (predecessor, successor Key, err error) {
 	if successor.ID == k.ID {
 		return k, Key{}, fault.New(fault.Invalid, "successor_public_key: key %s cannot succeed itself", k.ID)
 	}
-	successor.Predecessor, k.Successor, k.GraceUntil = k.ID, successor.ID, r.Now.Add(r.Grace)
-	k.State = KeyRetiring
-	if r.Grace == 0 {
+	successor.Predecessor = k.ID
+	if r.NeedsApproval {
+		successor.ApprovalGrace = r.Grace
+		return k, successor, nil
+	}
+	return retire(k, successor.ID, r.Grace, r.Now), successor, nil
+}
+
+func (k *Key) rotates() bool {
+	return k.State == KeyActive || k.State == KeyExhausted || k.State == KeyExpired
+}
+
+// retire lets a key give way to its successor.
+func retire(k Key, successor string, grace time.Duration, now time.Time) Key {
+	k.State, k.Successor, k.GraceUntil = KeyRetiring, successor, now.Add(grace)
+	if grace == 0 {
 		k.State = KeyRetired
 	}
-	return k, successor, nil
+	return k
 }
 
 // RevokeRequest says how a key is revoked.
@@ -106,6 +122,7 @@ type RevokeRequest struct {
 	Cascade  Cascade
 	Reason   string
 	ByHolder bool // by proof of holding the key: keep only
+	By       string
 	Now      time.Time
 }
 
@@ -116,13 +133,15 @@ func (c Cascade) strength() int {
 
 // RevokeKey revokes the key, for good, and returns the nodes under it that change, as they are to be written: the blast radius.
 // under is Snapshot.NodesUnder. A key that is revoked already may be revoked again with the same or a stronger cascade; its time
-// and the reason first given stay.
+// and the reason first given stay. By whoever holds it, it stays as it is.
 func RevokeKey(k Key, under []*Node, r RevokeRequest) (Key, []Node, error) {
 	switch {
 	case r.Cascade.strength() == 0:
 		return k, nil, fault.New(fault.Invalid, "cascade %.40q: want keep, quarantine or kill", string(r.Cascade))
 	case r.ByHolder && r.Cascade != CascadeKeep:
 		return k, nil, fault.New(fault.Denied, "key %s: whoever holds it may revoke it with cascade keep only", k.ID)
+	case k.State == KeyRevoked && r.ByHolder:
+		return k, nil, nil
 	case k.State == KeyRevoked && r.Cascade.strength() < k.Cascade.strength():
 		return k, nil, fault.New(fault.Conflict, "key %s: already revoked with cascade %s", k.ID, k.Cascade)
 	}
@@ -130,7 +149,7 @@ func RevokeKey(k Key, under []*Node, r RevokeRequest) (Key, []Node, error) {
 		return k, nil, err
 	}
 	if k.State != KeyRevoked {
-		k.State, k.RevokedAt, k.Reason = KeyRevoked, r.Now, r.Reason
+		k.State, k.RevokedAt, k.RevokedBy, k.Reason = KeyRevoked, r.Now, r.By, r.Reason
 	}
 	k.Cascade = r.Cascade
 	var changed []Node

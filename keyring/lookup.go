@@ -51,7 +51,7 @@ func (s *Snapshot) nodesWhere(keep func(*Node) bool) []*Node {
 }
 
 // FindKey returns the key with that id or, if no other key in use shares it, that name: of keys that succeeded each other, the
-// last. NotFound, or Conflict if the name is ambiguous.
+// last; one that is yet to take over does not count. NotFound, or Conflict if the name is ambiguous.
 func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 	if k := s.Keys[idOrName]; k != nil {
 		return k, nil
@@ -60,7 +60,7 @@ func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 	for _, k := range s.Keys {
 		switch {
 		case k.Name != idOrName || idOrName == "":
-		case k.Successor != "" || k.State == KeyRevoked:
+		case k.Successor != "" || k.State == KeyRevoked || k.State == KeyPending && k.Predecessor != "":
 			gone = append(gone, k)
 		default:
 			current = append(current, k)

@@ -71,6 +71,11 @@ func KeyID(pub ed25519.PublicKey) string {
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10]))
 }
 
+// validKeyID reports whether s could be a KeyID.
+func validKeyID(s string) bool {
+	return len(s) == secretIDLen && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz234567") == ""
+}
+
 // GenerateKey makes a key for the mesh whose root has the pin. A nil random is crypto/rand.
 func GenerateKey(pin [sha256.Size]byte, random io.Reader) (ProvisioningSecret, error) {
 	if random == nil {
@@ -106,7 +111,7 @@ func parseSecret(s string) (*secretMaterial, error) {
 		return nil, ErrKeyLength
 	}
 	id, text := rest[:secretIDLen], rest[secretIDLen+1:]
-	if rest[secretIDLen] != '_' || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz234567") != "" {
+	if rest[secretIDLen] != '_' || !validKeyID(id) {
 		return nil, ErrKeyID
 	}
 	if strings.Trim(text, base62Digits) != "" {

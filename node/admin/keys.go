@@ -93,6 +93,49 @@ func (s *keys) RevokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest) (
 	return out, nil
 }
 
+// SuspendKey implements KeyService.
+func (s *keys) SuspendKey(ctx context.Context, req *iapmeshv1.SuspendKeyRequest) (*iapmeshv1.SuspendKeyResponse, error) {
+	by, c, err := s.leader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, at, err := c.SuspendKey(ctx, by, req.Key, req.Reason)
+	if err != nil {
+		return nil, err
+	}
+	return &iapmeshv1.SuspendKeyResponse{Key: state.KeyProto(key), Receipt: s.receipt(c, at)}, nil
+}
+
+// ResumeKey implements KeyService.
+func (s *keys) ResumeKey(ctx context.Context, req *iapmeshv1.ResumeKeyRequest) (*iapmeshv1.ResumeKeyResponse, error) {
+	by, c, err := s.leader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, at, err := c.ResumeKey(ctx, by, req.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &iapmeshv1.ResumeKeyResponse{Key: state.KeyProto(key), Receipt: s.receipt(c, at)}, nil
+}
+
+// ApproveKey implements KeyService.
+func (s *keys) ApproveKey(ctx context.Context, req *iapmeshv1.ApproveKeyRequest) (*iapmeshv1.ApproveKeyResponse, error) {
+	by, c, err := s.leader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, predecessor, at, err := c.ApproveKey(ctx, by, req.Key)
+	if err != nil {
+		return nil, err
+	}
+	out := &iapmeshv1.ApproveKeyResponse{Key: state.KeyProto(key), Receipt: s.receipt(c, at)}
+	if predecessor != nil {
+		out.Predecessor = state.KeyProto(predecessor)
+	}
+	return out, nil
+}
+
 // ListSigningKeys implements KeyService: each key with who holds it in its view.
 func (s *keys) ListSigningKeys(ctx context.Context, _ *iapmeshv1.ListSigningKeysRequest) (*iapmeshv1.ListSigningKeysResponse, error) {
 	_, c, err := s.leader(ctx)

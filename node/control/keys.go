@@ -24,19 +24,19 @@ func (c *Controller) IssueKey(ctx context.Context, by string, req *iapmeshv1.Iss
 	}
 	var issued keyring.Key
 	at, err := c.update(ctx, "issue key "+req.Name, func(t *tx) error {
-		var err error
+		approval, err := t.needsApproval(state.RolesOf(req.Grants))
+		if err != nil {
+			return err
+		}
 		issued, err = keyring.IssueKey(keyring.KeyRequest{
 			PublicKey: req.PublicKey, Name: req.Name, Grants: state.RolesOf(req.Grants), Regions: req.Regions, RouteSelector: req.RouteSelector,
 			SourceCIDRs: cidrs, NotBefore: state.Time(req.NotBefore), TTL: req.Ttl.AsDuration(), MaxUses: req.MaxUses, MaxActive: req.MaxActive,
-			By: by, Now: t.Now,
+			NeedsApproval: approval || req.NeedsApproval, By: by, Now: t.Now,
 		})
 		if err != nil {
 			return err
 		}
-		if have, err := t.get(state.KeyPath(issued.ID)); err != nil || have != nil {
-			if err == nil {
-				err = fault.New(fault.Conflict, "key %s is there already", issued.ID)
-			}
+		if err := t.unusedKey(&issued); err != nil {
 			return err
 		}
 		t.put(state.PutKey(&issued))
@@ -45,27 +45,33 @@ func (c *Controller) IssueKey(ctx context.Context, by string, req *iapmeshv1.Iss
 	if err != nil {
 		return nil, at, err
 	}
-	c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "key.issue", "key": issued.ID, "name": issued.Name, "grants": joined(issued.Grants)})
+	c.record(ctx, audit.KindAdmin, by, map[string]string{
+		"action": "key.issue", "key": issued.ID, "name": issued.Name, "grants": joined(issued.Grants), "state": string(issued.State),
+	})
 	return &issued, at, nil
 }
 
-// RotateKey gives a key a successor.
+// RotateKey gives a key a successor; one that needs an approval takes over with that.
 func (c *Controller) RotateKey(ctx context.Context, by string, req *iapmeshv1.RotateKeyRequest) (before, after *keyring.Key, at revision.Revision, err error) {
 	at, err = c.update(ctx, "rotate key", func(t *tx) error {
 		k, err := t.findKey(req.Key)
 		if err != nil {
 			return err
 		}
+		if waits := t.View.Keyring.SuccessorAwaiting(k.ID); waits != nil {
+			return fault.New(fault.Conflict, "key %s: rotate: its successor %s awaits approval: approve or revoke that one first", k.ID, waits.ID)
+		}
+		approval, err := t.needsApproval(k.Grants)
+		if err != nil {
+			return err
+		}
 		predecessor, successor, err := keyring.RotateKey(*k, keyring.RotateRequest{
-			SuccessorPublicKey: req.SuccessorPublicKey, Grace: req.Grace.AsDuration(), TTL: req.Ttl.AsDuration(), By: by, Now: t.Now,
+			SuccessorPublicKey: req.SuccessorPublicKey, Grace: req.Grace.AsDuration(), TTL: req.Ttl.AsDuration(), NeedsApproval: approval, By: by, Now: t.Now,
 		})
 		if err != nil {
 			return err
 		}
-		if have, err := t.get(state.KeyPath(successor.ID)); err != nil || have != nil {
-			if err == nil {
-				err = fault.New(fault.Conflict, "key %s is there already", successor.ID)
-			}
+		if err := t.unusedKey(&successor); err != nil {
 			return err
 		}
 		t.put(state.PutKey(&predecessor))
@@ -76,7 +82,7 @@ func (c *Controller) RotateKey(ctx context.Context, by string, req *iapmeshv1.Ro
 	if err != nil {
 		return nil, nil, at, err
 	}
-	c.record(ctx, audit.KindRotation, by, map[string]string{"action": "key.rotate", "key": before.ID, "successor": after.ID})
+	c.record(ctx, audit.KindRotation, by, map[string]string{"action": "key.rotate", "key": before.ID, "successor": after.ID, "state": string(after.State)})
 	return before, after, at, nil
 }
 
@@ -100,7 +106,7 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 			if err != nil {
 				return err
 			}
-			revoked, batch, err = keyring.RevokeKey(*k, t.View.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, Now: t.Now})
+			revoked, batch, err = keyring.RevokeKey(*k, t.View.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, By: by, Now: t.Now})
 			if err != nil {
 				return err
 			}

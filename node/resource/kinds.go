@@ -80,7 +80,8 @@ type Settings struct {
 	SessionKeyRotation   Duration `json:"session_key_rotation,omitzero" yaml:"session_key_rotation"`
 	AssertionKeyRotation Duration `json:"assertion_key_rotation,omitzero" yaml:"assertion_key_rotation"`
 	Regions              []string `json:"regions,omitempty" yaml:"regions"`
-	TrustedProxies       []string `json:"trusted_proxies,omitempty" yaml:"trusted_proxies"` // CIDRs whose X-Forwarded-For counts
+	TrustedProxies       []string `json:"trusted_proxies,omitempty" yaml:"trusted_proxies"`           // CIDRs whose X-Forwarded-For counts
+	ControlKeyApproval   bool     `json:"control_key_approval,omitempty" yaml:"control_key_approval"` // a second administrator for keys that grant control
 }
 
 // The defaults of Settings, and the longest session.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/iapmesh/iapmesh/cluster/store"
@@ -69,6 +70,10 @@ func KeyProto(k *keyring.Key) *iapmeshv1.ProvisioningKey {
 		NotBefore: Stamp(k.NotBefore), ExpiresAt: Stamp(k.ExpiresAt), MaxUses: k.MaxUses, MaxActive: k.MaxActive, Uses: k.Uses,
 		State: keyStates.proto(k.State), Predecessor: k.Predecessor, Successor: k.Successor, GraceUntil: Stamp(k.GraceUntil),
 		CreatedBy: k.CreatedBy, CreatedAt: Stamp(k.CreatedAt), Reason: k.Reason, Cascade: cascades.proto(k.Cascade), RevokedAt: Stamp(k.RevokedAt),
+		NeedsApproval: k.NeedsApproval, ApprovedBy: k.ApprovedBy, ApprovedAt: Stamp(k.ApprovedAt), RevokedBy: k.RevokedBy,
+	}
+	if k.ApprovalGrace != 0 {
+		p.ApprovalGrace = durationpb.New(k.ApprovalGrace)
 	}
 	for _, c := range k.SourceCIDRs {
 		p.SourceCidrs = append(p.SourceCidrs, c.String())
@@ -86,6 +91,8 @@ func KeyOf(p *iapmeshv1.ProvisioningKey) (*keyring.Key, error) {
 		NotBefore: Time(p.NotBefore), ExpiresAt: Time(p.ExpiresAt), MaxUses: p.MaxUses, MaxActive: p.MaxActive, Uses: p.Uses,
 		State: keyStates.domain(p.State), Predecessor: p.Predecessor, Successor: p.Successor, GraceUntil: Time(p.GraceUntil),
 		CreatedBy: p.CreatedBy, CreatedAt: Time(p.CreatedAt), Reason: p.Reason, Cascade: cascades.domain(p.Cascade), RevokedAt: Time(p.RevokedAt),
+		NeedsApproval: p.NeedsApproval, ApprovedBy: p.ApprovedBy, ApprovedAt: Time(p.ApprovedAt), ApprovalGrace: p.ApprovalGrace.AsDuration(),
+		RevokedBy: p.RevokedBy,
 	}
 	if len(k.PublicKey) != ed25519.PublicKeySize {
 		return nil, fault.New(fault.Internal, "provisioning key %s: public key of %d bytes", k.ID, len(k.PublicKey))

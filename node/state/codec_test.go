@@ -52,6 +52,9 @@ func (f *filler) fill(t *testing.T, v reflect.Value) {
 	case reflect.TypeFor[revision.Revision]():
 		v.Set(reflect.ValueOf(revision.Revision{Epoch: 3, Index: uint64(f.n)}))
 		return
+	case reflect.TypeFor[time.Duration]():
+		v.SetInt(int64(f.n) * int64(time.Second))
+		return
 	case reflect.TypeFor[[]byte]():
 		v.SetBytes([]byte("bytes " + strconv.Itoa(f.n)))
 		return

@@ -946,6 +946,7 @@ type IssueKeyRequest struct {
 	Ttl           *durationpb.Duration   `protobuf:"bytes,8,opt,name=ttl,proto3" json:"ttl,omitempty"`                               // default 24 h
 	MaxUses       *uint32                `protobuf:"varint,9,opt,name=max_uses,json=maxUses,proto3,oneof" json:"max_uses,omitempty"` // default 1
 	MaxActive     uint32                 `protobuf:"varint,10,opt,name=max_active,json=maxActive,proto3" json:"max_active,omitempty"`
+	NeedsApproval bool                   `protobuf:"varint,11,opt,name=needs_approval,json=needsApproval,proto3" json:"needs_approval,omitempty"` // by a second administrator, also where the settings do not ask for it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1048,6 +1049,13 @@ func (x *IssueKeyRequest) GetMaxActive() uint32 {
 		return x.MaxActive
 	}
 	return 0
+}
+
+func (x *IssueKeyRequest) GetNeedsApproval() bool {
+	if x != nil {
+		return x.NeedsApproval
+	}
+	return false
 }
 
 type IssueKeyResponse struct {
@@ -1534,6 +1542,310 @@ func (x *RevokeKeyResponse) GetReceipt() *Receipt {
 	return nil
 }
 
+type SuspendKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // id or name
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuspendKeyRequest) Reset() {
+	*x = SuspendKeyRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuspendKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuspendKeyRequest) ProtoMessage() {}
+
+func (x *SuspendKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuspendKeyRequest.ProtoReflect.Descriptor instead.
+func (*SuspendKeyRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SuspendKeyRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SuspendKeyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type SuspendKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *ProvisioningKey       `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Receipt       *Receipt               `protobuf:"bytes,2,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuspendKeyResponse) Reset() {
+	*x = SuspendKeyResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuspendKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuspendKeyResponse) ProtoMessage() {}
+
+func (x *SuspendKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuspendKeyResponse.ProtoReflect.Descriptor instead.
+func (*SuspendKeyResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SuspendKeyResponse) GetKey() *ProvisioningKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *SuspendKeyResponse) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+type ResumeKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // id or name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeKeyRequest) Reset() {
+	*x = ResumeKeyRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeKeyRequest) ProtoMessage() {}
+
+func (x *ResumeKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeKeyRequest.ProtoReflect.Descriptor instead.
+func (*ResumeKeyRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ResumeKeyRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type ResumeKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *ProvisioningKey       `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Receipt       *Receipt               `protobuf:"bytes,2,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeKeyResponse) Reset() {
+	*x = ResumeKeyResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeKeyResponse) ProtoMessage() {}
+
+func (x *ResumeKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeKeyResponse.ProtoReflect.Descriptor instead.
+func (*ResumeKeyResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ResumeKeyResponse) GetKey() *ProvisioningKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ResumeKeyResponse) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+type ApproveKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // id or name, or those of the key that it is to succeed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveKeyRequest) Reset() {
+	*x = ApproveKeyRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveKeyRequest) ProtoMessage() {}
+
+func (x *ApproveKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveKeyRequest.ProtoReflect.Descriptor instead.
+func (*ApproveKeyRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ApproveKeyRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type ApproveKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *ProvisioningKey       `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Predecessor   *ProvisioningKey       `protobuf:"bytes,2,opt,name=predecessor,proto3" json:"predecessor,omitempty"` // unset: it succeeds none
+	Receipt       *Receipt               `protobuf:"bytes,3,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveKeyResponse) Reset() {
+	*x = ApproveKeyResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveKeyResponse) ProtoMessage() {}
+
+func (x *ApproveKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveKeyResponse.ProtoReflect.Descriptor instead.
+func (*ApproveKeyResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ApproveKeyResponse) GetKey() *ProvisioningKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ApproveKeyResponse) GetPredecessor() *ProvisioningKey {
+	if x != nil {
+		return x.Predecessor
+	}
+	return nil
+}
+
+func (x *ApproveKeyResponse) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
 type ListSigningKeysRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1542,7 +1854,7 @@ type ListSigningKeysRequest struct {
 
 func (x *ListSigningKeysRequest) Reset() {
 	*x = ListSigningKeysRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1866,7 @@ func (x *ListSigningKeysRequest) String() string {
 func (*ListSigningKeysRequest) ProtoMessage() {}
 
 func (x *ListSigningKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1879,7 @@ func (x *ListSigningKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSigningKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListSigningKeysRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 type ListSigningKeysResponse struct {
@@ -1579,7 +1891,7 @@ type ListSigningKeysResponse struct {
 
 func (x *ListSigningKeysResponse) Reset() {
 	*x = ListSigningKeysResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1903,7 @@ func (x *ListSigningKeysResponse) String() string {
 func (*ListSigningKeysResponse) ProtoMessage() {}
 
 func (x *ListSigningKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1916,7 @@ func (x *ListSigningKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSigningKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListSigningKeysResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListSigningKeysResponse) GetKeys() []*SigningKeyStatus {
@@ -1626,7 +1938,7 @@ type SigningKeyStatus struct {
 
 func (x *SigningKeyStatus) Reset() {
 	*x = SigningKeyStatus{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1950,7 @@ func (x *SigningKeyStatus) String() string {
 func (*SigningKeyStatus) ProtoMessage() {}
 
 func (x *SigningKeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1963,7 @@ func (x *SigningKeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SigningKeyStatus.ProtoReflect.Descriptor instead.
 func (*SigningKeyStatus) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SigningKeyStatus) GetKey() *SigningKey {
@@ -1686,7 +1998,7 @@ type RotateSigningKeysRequest struct {
 
 func (x *RotateSigningKeysRequest) Reset() {
 	*x = RotateSigningKeysRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +2010,7 @@ func (x *RotateSigningKeysRequest) String() string {
 func (*RotateSigningKeysRequest) ProtoMessage() {}
 
 func (x *RotateSigningKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +2023,7 @@ func (x *RotateSigningKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSigningKeysRequest.ProtoReflect.Descriptor instead.
 func (*RotateSigningKeysRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RotateSigningKeysRequest) GetKind() SigningKeyKind {
@@ -1745,7 +2057,7 @@ type RotateSigningKeysResponse struct {
 
 func (x *RotateSigningKeysResponse) Reset() {
 	*x = RotateSigningKeysResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +2069,7 @@ func (x *RotateSigningKeysResponse) String() string {
 func (*RotateSigningKeysResponse) ProtoMessage() {}
 
 func (x *RotateSigningKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +2082,7 @@ func (x *RotateSigningKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSigningKeysResponse.ProtoReflect.Descriptor instead.
 func (*RotateSigningKeysResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RotateSigningKeysResponse) GetRotating() []string {
@@ -1799,7 +2111,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +2123,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +2136,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ApplyRequest) GetResources() []*Resource {
@@ -1859,7 +2171,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +2183,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +2196,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ApplyResponse) GetChanges() []*ResourceChange {
@@ -1922,7 +2234,7 @@ type ResourceChange struct {
 
 func (x *ResourceChange) Reset() {
 	*x = ResourceChange{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2246,7 @@ func (x *ResourceChange) String() string {
 func (*ResourceChange) ProtoMessage() {}
 
 func (x *ResourceChange) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2259,7 @@ func (x *ResourceChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceChange.ProtoReflect.Descriptor instead.
 func (*ResourceChange) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResourceChange) GetKind() string {
@@ -1995,7 +2307,7 @@ type GetResourcesRequest struct {
 
 func (x *GetResourcesRequest) Reset() {
 	*x = GetResourcesRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2319,7 @@ func (x *GetResourcesRequest) String() string {
 func (*GetResourcesRequest) ProtoMessage() {}
 
 func (x *GetResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2332,7 @@ func (x *GetResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResourcesRequest.ProtoReflect.Descriptor instead.
 func (*GetResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetResourcesRequest) GetKind() string {
@@ -2049,7 +2361,7 @@ type GetResourcesResponse struct {
 
 func (x *GetResourcesResponse) Reset() {
 	*x = GetResourcesResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2373,7 @@ func (x *GetResourcesResponse) String() string {
 func (*GetResourcesResponse) ProtoMessage() {}
 
 func (x *GetResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2386,7 @@ func (x *GetResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResourcesResponse.ProtoReflect.Descriptor instead.
 func (*GetResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetResourcesResponse) GetResources() []*Resource {
@@ -2115,7 +2427,7 @@ type DeleteResourceRequest struct {
 
 func (x *DeleteResourceRequest) Reset() {
 	*x = DeleteResourceRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2439,7 @@ func (x *DeleteResourceRequest) String() string {
 func (*DeleteResourceRequest) ProtoMessage() {}
 
 func (x *DeleteResourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2452,7 @@ func (x *DeleteResourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResourceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteResourceRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeleteResourceRequest) GetKind() string {
@@ -2166,7 +2478,7 @@ type DeleteResourceResponse struct {
 
 func (x *DeleteResourceResponse) Reset() {
 	*x = DeleteResourceResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2490,7 @@ func (x *DeleteResourceResponse) String() string {
 func (*DeleteResourceResponse) ProtoMessage() {}
 
 func (x *DeleteResourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2503,7 @@ func (x *DeleteResourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResourceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResourceResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeleteResourceResponse) GetReceipt() *Receipt {
@@ -2211,7 +2523,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2535,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2548,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -2262,7 +2574,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2586,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2599,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SetSecretResponse) GetReceipt() *Receipt {
@@ -2309,7 +2621,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2633,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2646,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RevokeRequest) GetTarget() RevokeTarget {
@@ -2375,7 +2687,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2699,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2712,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RevokeResponse) GetReceipt() *Receipt {
@@ -2425,7 +2737,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2749,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2762,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 type ListRevocationsResponse struct {
@@ -2462,7 +2774,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2474,7 +2786,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2487,7 +2799,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*RevocationStatus {
@@ -2507,7 +2819,7 @@ type RevocationStatus struct {
 
 func (x *RevocationStatus) Reset() {
 	*x = RevocationStatus{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2831,7 @@ func (x *RevocationStatus) String() string {
 func (*RevocationStatus) ProtoMessage() {}
 
 func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2844,7 @@ func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationStatus.ProtoReflect.Descriptor instead.
 func (*RevocationStatus) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RevocationStatus) GetRevocation() *Revocation {
@@ -2559,7 +2871,7 @@ type LiftRevocationRequest struct {
 
 func (x *LiftRevocationRequest) Reset() {
 	*x = LiftRevocationRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +2883,7 @@ func (x *LiftRevocationRequest) String() string {
 func (*LiftRevocationRequest) ProtoMessage() {}
 
 func (x *LiftRevocationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +2896,7 @@ func (x *LiftRevocationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiftRevocationRequest.ProtoReflect.Descriptor instead.
 func (*LiftRevocationRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LiftRevocationRequest) GetKind() RevocationKind {
@@ -2610,7 +2922,7 @@ type LiftRevocationResponse struct {
 
 func (x *LiftRevocationResponse) Reset() {
 	*x = LiftRevocationResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2934,7 @@ func (x *LiftRevocationResponse) String() string {
 func (*LiftRevocationResponse) ProtoMessage() {}
 
 func (x *LiftRevocationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2947,7 @@ func (x *LiftRevocationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiftRevocationResponse.ProtoReflect.Descriptor instead.
 func (*LiftRevocationResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LiftRevocationResponse) GetReceipt() *Receipt {
@@ -2653,7 +2965,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2977,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2990,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 type WhoAmIResponse struct {
@@ -2691,7 +3003,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +3015,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +3028,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *WhoAmIResponse) GetAdmin() *Admin {
@@ -2742,7 +3054,7 @@ type RenewAdminRequest struct {
 
 func (x *RenewAdminRequest) Reset() {
 	*x = RenewAdminRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +3066,7 @@ func (x *RenewAdminRequest) String() string {
 func (*RenewAdminRequest) ProtoMessage() {}
 
 func (x *RenewAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3079,7 @@ func (x *RenewAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAdminRequest.ProtoReflect.Descriptor instead.
 func (*RenewAdminRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RenewAdminRequest) GetCsr() []byte {
@@ -2787,7 +3099,7 @@ type RenewAdminResponse struct {
 
 func (x *RenewAdminResponse) Reset() {
 	*x = RenewAdminResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +3111,7 @@ func (x *RenewAdminResponse) String() string {
 func (*RenewAdminResponse) ProtoMessage() {}
 
 func (x *RenewAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +3124,7 @@ func (x *RenewAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAdminResponse.ProtoReflect.Descriptor instead.
 func (*RenewAdminResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RenewAdminResponse) GetCertificate() []byte {
@@ -2839,7 +3151,7 @@ type IssueAdminRequest struct {
 
 func (x *IssueAdminRequest) Reset() {
 	*x = IssueAdminRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +3163,7 @@ func (x *IssueAdminRequest) String() string {
 func (*IssueAdminRequest) ProtoMessage() {}
 
 func (x *IssueAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +3176,7 @@ func (x *IssueAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueAdminRequest.ProtoReflect.Descriptor instead.
 func (*IssueAdminRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *IssueAdminRequest) GetName() string {
@@ -2893,7 +3205,7 @@ type IssueAdminResponse struct {
 
 func (x *IssueAdminResponse) Reset() {
 	*x = IssueAdminResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3217,7 @@ func (x *IssueAdminResponse) String() string {
 func (*IssueAdminResponse) ProtoMessage() {}
 
 func (x *IssueAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3230,7 @@ func (x *IssueAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueAdminResponse.ProtoReflect.Descriptor instead.
 func (*IssueAdminResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *IssueAdminResponse) GetAdmin() *Admin {
@@ -2957,7 +3269,7 @@ type ListAdminsRequest struct {
 
 func (x *ListAdminsRequest) Reset() {
 	*x = ListAdminsRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3281,7 @@ func (x *ListAdminsRequest) String() string {
 func (*ListAdminsRequest) ProtoMessage() {}
 
 func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3294,7 @@ func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
 func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 type ListAdminsResponse struct {
@@ -2994,7 +3306,7 @@ type ListAdminsResponse struct {
 
 func (x *ListAdminsResponse) Reset() {
 	*x = ListAdminsResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3318,7 @@ func (x *ListAdminsResponse) String() string {
 func (*ListAdminsResponse) ProtoMessage() {}
 
 func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3331,7 @@ func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
 func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListAdminsResponse) GetAdmins() []*Admin {
@@ -3039,7 +3351,7 @@ type RevokeAdminRequest struct {
 
 func (x *RevokeAdminRequest) Reset() {
 	*x = RevokeAdminRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3363,7 @@ func (x *RevokeAdminRequest) String() string {
 func (*RevokeAdminRequest) ProtoMessage() {}
 
 func (x *RevokeAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3376,7 @@ func (x *RevokeAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAdminRequest.ProtoReflect.Descriptor instead.
 func (*RevokeAdminRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RevokeAdminRequest) GetAdmin() string {
@@ -3091,7 +3403,7 @@ type RevokeAdminResponse struct {
 
 func (x *RevokeAdminResponse) Reset() {
 	*x = RevokeAdminResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3103,7 +3415,7 @@ func (x *RevokeAdminResponse) String() string {
 func (*RevokeAdminResponse) ProtoMessage() {}
 
 func (x *RevokeAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3116,7 +3428,7 @@ func (x *RevokeAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAdminResponse.ProtoReflect.Descriptor instead.
 func (*RevokeAdminResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RevokeAdminResponse) GetAdmin() *Admin {
@@ -3198,7 +3510,7 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x06region\x18\x03 \x01(\tR\x06region\x120\n" +
 	"\brevision\x18\x04 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
-	"\x04live\x18\x06 \x01(\bR\x04live\"\x86\x03\n" +
+	"\x04live\x18\x06 \x01(\bR\x04live\"\xad\x03\n" +
 	"\x0fIssueKeyRequest\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x01 \x01(\fR\tpublicKey\x12\x12\n" +
@@ -3213,7 +3525,8 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\bmax_uses\x18\t \x01(\rH\x00R\amaxUses\x88\x01\x01\x12\x1d\n" +
 	"\n" +
 	"max_active\x18\n" +
-	" \x01(\rR\tmaxActiveB\v\n" +
+	" \x01(\rR\tmaxActive\x12%\n" +
+	"\x0eneeds_approval\x18\v \x01(\bR\rneedsApprovalB\v\n" +
 	"\t_max_uses\"p\n" +
 	"\x10IssueKeyResponse\x12-\n" +
 	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12-\n" +
@@ -3243,6 +3556,23 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x11RevokeKeyResponse\x12-\n" +
 	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12,\n" +
 	"\baffected\x18\x02 \x03(\v2\x10.iapmesh.v1.NodeR\baffected\x12-\n" +
+	"\areceipt\x18\x03 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"=\n" +
+	"\x11SuspendKeyRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"r\n" +
+	"\x12SuspendKeyResponse\x12-\n" +
+	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12-\n" +
+	"\areceipt\x18\x02 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"$\n" +
+	"\x10ResumeKeyRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"q\n" +
+	"\x11ResumeKeyResponse\x12-\n" +
+	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12-\n" +
+	"\areceipt\x18\x02 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"%\n" +
+	"\x11ApproveKeyRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"\xb1\x01\n" +
+	"\x12ApproveKeyResponse\x12-\n" +
+	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12=\n" +
+	"\vpredecessor\x18\x02 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\vpredecessor\x12-\n" +
 	"\areceipt\x18\x03 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"\x18\n" +
 	"\x16ListSigningKeysRequest\"K\n" +
 	"\x17ListSigningKeysResponse\x120\n" +
@@ -3353,14 +3683,19 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\tGetStatus\x12\x1c.iapmesh.v1.GetStatusRequest\x1a\x1d.iapmesh.v1.GetStatusResponse\x12P\n" +
 	"\vWatchStatus\x12\x1e.iapmesh.v1.WatchStatusRequest\x1a\x1f.iapmesh.v1.WatchStatusResponse0\x01\x12N\n" +
 	"\vListMembers\x12\x1e.iapmesh.v1.ListMembersRequest\x1a\x1f.iapmesh.v1.ListMembersResponse\x12S\n" +
-	"\fWatchReceipt\x12\x1f.iapmesh.v1.WatchReceiptRequest\x1a .iapmesh.v1.WatchReceiptResponse0\x012\xad\x04\n" +
+	"\fWatchReceipt\x12\x1f.iapmesh.v1.WatchReceiptRequest\x1a .iapmesh.v1.WatchReceiptResponse0\x012\x91\x06\n" +
 	"\n" +
 	"KeyService\x12E\n" +
 	"\bIssueKey\x12\x1b.iapmesh.v1.IssueKeyRequest\x1a\x1c.iapmesh.v1.IssueKeyResponse\x12E\n" +
 	"\bListKeys\x12\x1b.iapmesh.v1.ListKeysRequest\x1a\x1c.iapmesh.v1.ListKeysResponse\x12?\n" +
 	"\x06GetKey\x12\x19.iapmesh.v1.GetKeyRequest\x1a\x1a.iapmesh.v1.GetKeyResponse\x12H\n" +
 	"\tRotateKey\x12\x1c.iapmesh.v1.RotateKeyRequest\x1a\x1d.iapmesh.v1.RotateKeyResponse\x12H\n" +
-	"\tRevokeKey\x12\x1c.iapmesh.v1.RevokeKeyRequest\x1a\x1d.iapmesh.v1.RevokeKeyResponse\x12Z\n" +
+	"\tRevokeKey\x12\x1c.iapmesh.v1.RevokeKeyRequest\x1a\x1d.iapmesh.v1.RevokeKeyResponse\x12K\n" +
+	"\n" +
+	"SuspendKey\x12\x1d.iapmesh.v1.SuspendKeyRequest\x1a\x1e.iapmesh.v1.SuspendKeyResponse\x12H\n" +
+	"\tResumeKey\x12\x1c.iapmesh.v1.ResumeKeyRequest\x1a\x1d.iapmesh.v1.ResumeKeyResponse\x12K\n" +
+	"\n" +
+	"ApproveKey\x12\x1d.iapmesh.v1.ApproveKeyRequest\x1a\x1e.iapmesh.v1.ApproveKeyResponse\x12Z\n" +
 	"\x0fListSigningKeys\x12\".iapmesh.v1.ListSigningKeysRequest\x1a#.iapmesh.v1.ListSigningKeysResponse\x12`\n" +
 	"\x11RotateSigningKeys\x12$.iapmesh.v1.RotateSigningKeysRequest\x1a%.iapmesh.v1.RotateSigningKeysResponse2\xc3\x02\n" +
 	"\rConfigService\x12<\n" +
@@ -3395,7 +3730,7 @@ func file_iapmesh_v1_api_proto_rawDescGZIP() []byte {
 }
 
 var file_iapmesh_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_iapmesh_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_iapmesh_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_iapmesh_v1_api_proto_goTypes = []any{
 	(RevokeTarget)(0),                 // 0: iapmesh.v1.RevokeTarget
 	(*GetStatusRequest)(nil),          // 1: iapmesh.v1.GetStatusRequest
@@ -3422,171 +3757,190 @@ var file_iapmesh_v1_api_proto_goTypes = []any{
 	(*RotateKeyResponse)(nil),         // 22: iapmesh.v1.RotateKeyResponse
 	(*RevokeKeyRequest)(nil),          // 23: iapmesh.v1.RevokeKeyRequest
 	(*RevokeKeyResponse)(nil),         // 24: iapmesh.v1.RevokeKeyResponse
-	(*ListSigningKeysRequest)(nil),    // 25: iapmesh.v1.ListSigningKeysRequest
-	(*ListSigningKeysResponse)(nil),   // 26: iapmesh.v1.ListSigningKeysResponse
-	(*SigningKeyStatus)(nil),          // 27: iapmesh.v1.SigningKeyStatus
-	(*RotateSigningKeysRequest)(nil),  // 28: iapmesh.v1.RotateSigningKeysRequest
-	(*RotateSigningKeysResponse)(nil), // 29: iapmesh.v1.RotateSigningKeysResponse
-	(*ApplyRequest)(nil),              // 30: iapmesh.v1.ApplyRequest
-	(*ApplyResponse)(nil),             // 31: iapmesh.v1.ApplyResponse
-	(*ResourceChange)(nil),            // 32: iapmesh.v1.ResourceChange
-	(*GetResourcesRequest)(nil),       // 33: iapmesh.v1.GetResourcesRequest
-	(*GetResourcesResponse)(nil),      // 34: iapmesh.v1.GetResourcesResponse
-	(*DeleteResourceRequest)(nil),     // 35: iapmesh.v1.DeleteResourceRequest
-	(*DeleteResourceResponse)(nil),    // 36: iapmesh.v1.DeleteResourceResponse
-	(*SetSecretRequest)(nil),          // 37: iapmesh.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),         // 38: iapmesh.v1.SetSecretResponse
-	(*RevokeRequest)(nil),             // 39: iapmesh.v1.RevokeRequest
-	(*RevokeResponse)(nil),            // 40: iapmesh.v1.RevokeResponse
-	(*ListRevocationsRequest)(nil),    // 41: iapmesh.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),   // 42: iapmesh.v1.ListRevocationsResponse
-	(*RevocationStatus)(nil),          // 43: iapmesh.v1.RevocationStatus
-	(*LiftRevocationRequest)(nil),     // 44: iapmesh.v1.LiftRevocationRequest
-	(*LiftRevocationResponse)(nil),    // 45: iapmesh.v1.LiftRevocationResponse
-	(*WhoAmIRequest)(nil),             // 46: iapmesh.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),            // 47: iapmesh.v1.WhoAmIResponse
-	(*RenewAdminRequest)(nil),         // 48: iapmesh.v1.RenewAdminRequest
-	(*RenewAdminResponse)(nil),        // 49: iapmesh.v1.RenewAdminResponse
-	(*IssueAdminRequest)(nil),         // 50: iapmesh.v1.IssueAdminRequest
-	(*IssueAdminResponse)(nil),        // 51: iapmesh.v1.IssueAdminResponse
-	(*ListAdminsRequest)(nil),         // 52: iapmesh.v1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),        // 53: iapmesh.v1.ListAdminsResponse
-	(*RevokeAdminRequest)(nil),        // 54: iapmesh.v1.RevokeAdminRequest
-	(*RevokeAdminResponse)(nil),       // 55: iapmesh.v1.RevokeAdminResponse
-	nil,                               // 56: iapmesh.v1.ApplyRequest.BaseEntry
-	nil,                               // 57: iapmesh.v1.GetResourcesResponse.HashesEntry
-	(*durationpb.Duration)(nil),       // 58: google.protobuf.Duration
-	(*Revision)(nil),                  // 59: iapmesh.v1.Revision
-	(*timestamppb.Timestamp)(nil),     // 60: google.protobuf.Timestamp
-	(*Node)(nil),                      // 61: iapmesh.v1.Node
-	(*NodeReport)(nil),                // 62: iapmesh.v1.NodeReport
-	(Role)(0),                         // 63: iapmesh.v1.Role
-	(*ProvisioningKey)(nil),           // 64: iapmesh.v1.ProvisioningKey
-	(Cascade)(0),                      // 65: iapmesh.v1.Cascade
-	(*SigningKey)(nil),                // 66: iapmesh.v1.SigningKey
-	(SigningKeyKind)(0),               // 67: iapmesh.v1.SigningKeyKind
-	(*Resource)(nil),                  // 68: iapmesh.v1.Resource
-	(*Manifest)(nil),                  // 69: iapmesh.v1.Manifest
-	(*Revocation)(nil),                // 70: iapmesh.v1.Revocation
-	(RevocationKind)(0),               // 71: iapmesh.v1.RevocationKind
-	(*Admin)(nil),                     // 72: iapmesh.v1.Admin
+	(*SuspendKeyRequest)(nil),         // 25: iapmesh.v1.SuspendKeyRequest
+	(*SuspendKeyResponse)(nil),        // 26: iapmesh.v1.SuspendKeyResponse
+	(*ResumeKeyRequest)(nil),          // 27: iapmesh.v1.ResumeKeyRequest
+	(*ResumeKeyResponse)(nil),         // 28: iapmesh.v1.ResumeKeyResponse
+	(*ApproveKeyRequest)(nil),         // 29: iapmesh.v1.ApproveKeyRequest
+	(*ApproveKeyResponse)(nil),        // 30: iapmesh.v1.ApproveKeyResponse
+	(*ListSigningKeysRequest)(nil),    // 31: iapmesh.v1.ListSigningKeysRequest
+	(*ListSigningKeysResponse)(nil),   // 32: iapmesh.v1.ListSigningKeysResponse
+	(*SigningKeyStatus)(nil),          // 33: iapmesh.v1.SigningKeyStatus
+	(*RotateSigningKeysRequest)(nil),  // 34: iapmesh.v1.RotateSigningKeysRequest
+	(*RotateSigningKeysResponse)(nil), // 35: iapmesh.v1.RotateSigningKeysResponse
+	(*ApplyRequest)(nil),              // 36: iapmesh.v1.ApplyRequest
+	(*ApplyResponse)(nil),             // 37: iapmesh.v1.ApplyResponse
+	(*ResourceChange)(nil),            // 38: iapmesh.v1.ResourceChange
+	(*GetResourcesRequest)(nil),       // 39: iapmesh.v1.GetResourcesRequest
+	(*GetResourcesResponse)(nil),      // 40: iapmesh.v1.GetResourcesResponse
+	(*DeleteResourceRequest)(nil),     // 41: iapmesh.v1.DeleteResourceRequest
+	(*DeleteResourceResponse)(nil),    // 42: iapmesh.v1.DeleteResourceResponse
+	(*SetSecretRequest)(nil),          // 43: iapmesh.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),         // 44: iapmesh.v1.SetSecretResponse
+	(*RevokeRequest)(nil),             // 45: iapmesh.v1.RevokeRequest
+	(*RevokeResponse)(nil),            // 46: iapmesh.v1.RevokeResponse
+	(*ListRevocationsRequest)(nil),    // 47: iapmesh.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),   // 48: iapmesh.v1.ListRevocationsResponse
+	(*RevocationStatus)(nil),          // 49: iapmesh.v1.RevocationStatus
+	(*LiftRevocationRequest)(nil),     // 50: iapmesh.v1.LiftRevocationRequest
+	(*LiftRevocationResponse)(nil),    // 51: iapmesh.v1.LiftRevocationResponse
+	(*WhoAmIRequest)(nil),             // 52: iapmesh.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),            // 53: iapmesh.v1.WhoAmIResponse
+	(*RenewAdminRequest)(nil),         // 54: iapmesh.v1.RenewAdminRequest
+	(*RenewAdminResponse)(nil),        // 55: iapmesh.v1.RenewAdminResponse
+	(*IssueAdminRequest)(nil),         // 56: iapmesh.v1.IssueAdminRequest
+	(*IssueAdminResponse)(nil),        // 57: iapmesh.v1.IssueAdminResponse
+	(*ListAdminsRequest)(nil),         // 58: iapmesh.v1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),        // 59: iapmesh.v1.ListAdminsResponse
+	(*RevokeAdminRequest)(nil),        // 60: iapmesh.v1.RevokeAdminRequest
+	(*RevokeAdminResponse)(nil),       // 61: iapmesh.v1.RevokeAdminResponse
+	nil,                               // 62: iapmesh.v1.ApplyRequest.BaseEntry
+	nil,                               // 63: iapmesh.v1.GetResourcesResponse.HashesEntry
+	(*durationpb.Duration)(nil),       // 64: google.protobuf.Duration
+	(*Revision)(nil),                  // 65: iapmesh.v1.Revision
+	(*timestamppb.Timestamp)(nil),     // 66: google.protobuf.Timestamp
+	(*Node)(nil),                      // 67: iapmesh.v1.Node
+	(*NodeReport)(nil),                // 68: iapmesh.v1.NodeReport
+	(Role)(0),                         // 69: iapmesh.v1.Role
+	(*ProvisioningKey)(nil),           // 70: iapmesh.v1.ProvisioningKey
+	(Cascade)(0),                      // 71: iapmesh.v1.Cascade
+	(*SigningKey)(nil),                // 72: iapmesh.v1.SigningKey
+	(SigningKeyKind)(0),               // 73: iapmesh.v1.SigningKeyKind
+	(*Resource)(nil),                  // 74: iapmesh.v1.Resource
+	(*Manifest)(nil),                  // 75: iapmesh.v1.Manifest
+	(*Revocation)(nil),                // 76: iapmesh.v1.Revocation
+	(RevocationKind)(0),               // 77: iapmesh.v1.RevocationKind
+	(*Admin)(nil),                     // 78: iapmesh.v1.Admin
 }
 var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	5,  // 0: iapmesh.v1.GetStatusResponse.status:type_name -> iapmesh.v1.Status
-	58, // 1: iapmesh.v1.WatchStatusRequest.interval:type_name -> google.protobuf.Duration
+	64, // 1: iapmesh.v1.WatchStatusRequest.interval:type_name -> google.protobuf.Duration
 	5,  // 2: iapmesh.v1.WatchStatusResponse.status:type_name -> iapmesh.v1.Status
-	59, // 3: iapmesh.v1.Status.revision:type_name -> iapmesh.v1.Revision
+	65, // 3: iapmesh.v1.Status.revision:type_name -> iapmesh.v1.Revision
 	6,  // 4: iapmesh.v1.Status.nodes:type_name -> iapmesh.v1.NodeStatus
-	60, // 5: iapmesh.v1.Status.at:type_name -> google.protobuf.Timestamp
-	61, // 6: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
-	62, // 7: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
-	60, // 8: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
+	66, // 5: iapmesh.v1.Status.at:type_name -> google.protobuf.Timestamp
+	67, // 6: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
+	68, // 7: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
+	66, // 8: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
 	9,  // 9: iapmesh.v1.ListMembersResponse.members:type_name -> iapmesh.v1.Member
-	63, // 10: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
-	59, // 11: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
+	69, // 10: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
+	65, // 11: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
 	12, // 12: iapmesh.v1.WatchReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
-	59, // 13: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
+	65, // 13: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
 	13, // 14: iapmesh.v1.Receipt.acknowledged:type_name -> iapmesh.v1.Acknowledgement
 	14, // 15: iapmesh.v1.Receipt.lagging:type_name -> iapmesh.v1.Laggard
-	59, // 16: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
-	60, // 17: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
-	63, // 18: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
-	60, // 19: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
-	58, // 20: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
-	64, // 21: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	65, // 16: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
+	66, // 17: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
+	69, // 18: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
+	66, // 19: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
+	64, // 20: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
+	70, // 21: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
 	12, // 22: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	64, // 23: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
-	64, // 24: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	61, // 25: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
-	58, // 26: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
-	58, // 27: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	64, // 28: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	64, // 29: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
+	70, // 23: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
+	70, // 24: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	67, // 25: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
+	64, // 26: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	64, // 27: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	70, // 28: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	70, // 29: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
 	12, // 30: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	65, // 31: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
-	64, // 32: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	61, // 33: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
+	71, // 31: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
+	70, // 32: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	67, // 33: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
 	12, // 34: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	27, // 35: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	66, // 36: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
-	12, // 37: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	59, // 38: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	67, // 39: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
-	12, // 40: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	68, // 41: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	56, // 42: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
-	32, // 43: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
-	12, // 44: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	68, // 45: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	57, // 46: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	69, // 47: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
-	12, // 48: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
-	12, // 49: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
-	0,  // 50: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
-	12, // 51: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
-	43, // 52: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	70, // 53: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	59, // 54: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	71, // 55: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
-	12, // 56: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	72, // 57: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	59, // 58: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	72, // 59: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 60: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	72, // 61: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
-	72, // 62: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 63: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	1,  // 64: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,  // 65: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,  // 66: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10, // 67: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	15, // 68: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	17, // 69: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	19, // 70: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	21, // 71: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	23, // 72: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	25, // 73: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	28, // 74: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	30, // 75: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	33, // 76: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	35, // 77: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	37, // 78: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	39, // 79: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	41, // 80: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	44, // 81: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	46, // 82: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	48, // 83: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	50, // 84: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
-	52, // 85: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
-	54, // 86: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
-	2,  // 87: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,  // 88: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,  // 89: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11, // 90: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	16, // 91: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	18, // 92: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	20, // 93: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	22, // 94: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	24, // 95: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	26, // 96: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	29, // 97: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	31, // 98: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	34, // 99: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	36, // 100: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	38, // 101: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	40, // 102: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	42, // 103: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	45, // 104: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	47, // 105: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	49, // 106: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	51, // 107: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
-	53, // 108: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
-	55, // 109: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
-	87, // [87:110] is the sub-list for method output_type
-	64, // [64:87] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	70, // 35: iapmesh.v1.SuspendKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12, // 36: iapmesh.v1.SuspendKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	70, // 37: iapmesh.v1.ResumeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12, // 38: iapmesh.v1.ResumeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	70, // 39: iapmesh.v1.ApproveKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	70, // 40: iapmesh.v1.ApproveKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	12, // 41: iapmesh.v1.ApproveKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	33, // 42: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
+	72, // 43: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	12, // 44: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
+	65, // 45: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	73, // 46: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	12, // 47: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
+	74, // 48: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	62, // 49: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	38, // 50: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
+	12, // 51: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	74, // 52: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	63, // 53: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	75, // 54: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	12, // 55: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
+	12, // 56: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
+	0,  // 57: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
+	12, // 58: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
+	49, // 59: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
+	76, // 60: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	65, // 61: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	77, // 62: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	12, // 63: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	78, // 64: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	65, // 65: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	78, // 66: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 67: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	78, // 68: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	78, // 69: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 70: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,  // 71: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,  // 72: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,  // 73: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10, // 74: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	15, // 75: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	17, // 76: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	19, // 77: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	21, // 78: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	23, // 79: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	25, // 80: iapmesh.v1.KeyService.SuspendKey:input_type -> iapmesh.v1.SuspendKeyRequest
+	27, // 81: iapmesh.v1.KeyService.ResumeKey:input_type -> iapmesh.v1.ResumeKeyRequest
+	29, // 82: iapmesh.v1.KeyService.ApproveKey:input_type -> iapmesh.v1.ApproveKeyRequest
+	31, // 83: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	34, // 84: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	36, // 85: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	39, // 86: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	41, // 87: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	43, // 88: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	45, // 89: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	47, // 90: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	50, // 91: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	52, // 92: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	54, // 93: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	56, // 94: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	58, // 95: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	60, // 96: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,  // 97: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,  // 98: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,  // 99: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11, // 100: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	16, // 101: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	18, // 102: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	20, // 103: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	22, // 104: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	24, // 105: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	26, // 106: iapmesh.v1.KeyService.SuspendKey:output_type -> iapmesh.v1.SuspendKeyResponse
+	28, // 107: iapmesh.v1.KeyService.ResumeKey:output_type -> iapmesh.v1.ResumeKeyResponse
+	30, // 108: iapmesh.v1.KeyService.ApproveKey:output_type -> iapmesh.v1.ApproveKeyResponse
+	32, // 109: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	35, // 110: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	37, // 111: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	40, // 112: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	42, // 113: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	44, // 114: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	46, // 115: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	48, // 116: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	51, // 117: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	53, // 118: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	55, // 119: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	57, // 120: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	59, // 121: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	61, // 122: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	97, // [97:123] is the sub-list for method output_type
+	71, // [71:97] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }
@@ -3603,7 +3957,7 @@ func file_iapmesh_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_api_proto_rawDesc), len(file_iapmesh_v1_api_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   57,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

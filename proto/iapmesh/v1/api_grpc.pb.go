@@ -255,6 +255,9 @@ const (
 	KeyService_GetKey_FullMethodName            = "/iapmesh.v1.KeyService/GetKey"
 	KeyService_RotateKey_FullMethodName         = "/iapmesh.v1.KeyService/RotateKey"
 	KeyService_RevokeKey_FullMethodName         = "/iapmesh.v1.KeyService/RevokeKey"
+	KeyService_SuspendKey_FullMethodName        = "/iapmesh.v1.KeyService/SuspendKey"
+	KeyService_ResumeKey_FullMethodName         = "/iapmesh.v1.KeyService/ResumeKey"
+	KeyService_ApproveKey_FullMethodName        = "/iapmesh.v1.KeyService/ApproveKey"
 	KeyService_ListSigningKeys_FullMethodName   = "/iapmesh.v1.KeyService/ListSigningKeys"
 	KeyService_RotateSigningKeys_FullMethodName = "/iapmesh.v1.KeyService/RotateSigningKeys"
 )
@@ -270,6 +273,11 @@ type KeyServiceClient interface {
 	GetKey(ctx context.Context, in *GetKeyRequest, opts ...grpc.CallOption) (*GetKeyResponse, error)
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
+	// SuspendKey lets nobody join by a key until it is resumed; nodes that have enrolled go on.
+	SuspendKey(ctx context.Context, in *SuspendKeyRequest, opts ...grpc.CallOption) (*SuspendKeyResponse, error)
+	ResumeKey(ctx context.Context, in *ResumeKeyRequest, opts ...grpc.CallOption) (*ResumeKeyResponse, error)
+	// ApproveKey activates a key that awaits a second administrator: another than who issued it.
+	ApproveKey(ctx context.Context, in *ApproveKeyRequest, opts ...grpc.CallOption) (*ApproveKeyResponse, error)
 	ListSigningKeys(ctx context.Context, in *ListSigningKeysRequest, opts ...grpc.CallOption) (*ListSigningKeysResponse, error)
 	RotateSigningKeys(ctx context.Context, in *RotateSigningKeysRequest, opts ...grpc.CallOption) (*RotateSigningKeysResponse, error)
 }
@@ -332,6 +340,36 @@ func (c *keyServiceClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, 
 	return out, nil
 }
 
+func (c *keyServiceClient) SuspendKey(ctx context.Context, in *SuspendKeyRequest, opts ...grpc.CallOption) (*SuspendKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SuspendKeyResponse)
+	err := c.cc.Invoke(ctx, KeyService_SuspendKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ResumeKey(ctx context.Context, in *ResumeKeyRequest, opts ...grpc.CallOption) (*ResumeKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeKeyResponse)
+	err := c.cc.Invoke(ctx, KeyService_ResumeKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ApproveKey(ctx context.Context, in *ApproveKeyRequest, opts ...grpc.CallOption) (*ApproveKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApproveKeyResponse)
+	err := c.cc.Invoke(ctx, KeyService_ApproveKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keyServiceClient) ListSigningKeys(ctx context.Context, in *ListSigningKeysRequest, opts ...grpc.CallOption) (*ListSigningKeysResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListSigningKeysResponse)
@@ -363,6 +401,11 @@ type KeyServiceServer interface {
 	GetKey(context.Context, *GetKeyRequest) (*GetKeyResponse, error)
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
+	// SuspendKey lets nobody join by a key until it is resumed; nodes that have enrolled go on.
+	SuspendKey(context.Context, *SuspendKeyRequest) (*SuspendKeyResponse, error)
+	ResumeKey(context.Context, *ResumeKeyRequest) (*ResumeKeyResponse, error)
+	// ApproveKey activates a key that awaits a second administrator: another than who issued it.
+	ApproveKey(context.Context, *ApproveKeyRequest) (*ApproveKeyResponse, error)
 	ListSigningKeys(context.Context, *ListSigningKeysRequest) (*ListSigningKeysResponse, error)
 	RotateSigningKeys(context.Context, *RotateSigningKeysRequest) (*RotateSigningKeysResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
@@ -389,6 +432,15 @@ func (UnimplementedKeyServiceServer) RotateKey(context.Context, *RotateKeyReques
 }
 func (UnimplementedKeyServiceServer) RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeKey not implemented")
+}
+func (UnimplementedKeyServiceServer) SuspendKey(context.Context, *SuspendKeyRequest) (*SuspendKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SuspendKey not implemented")
+}
+func (UnimplementedKeyServiceServer) ResumeKey(context.Context, *ResumeKeyRequest) (*ResumeKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeKey not implemented")
+}
+func (UnimplementedKeyServiceServer) ApproveKey(context.Context, *ApproveKeyRequest) (*ApproveKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApproveKey not implemented")
 }
 func (UnimplementedKeyServiceServer) ListSigningKeys(context.Context, *ListSigningKeysRequest) (*ListSigningKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSigningKeys not implemented")
@@ -507,6 +559,60 @@ func _KeyService_RevokeKey_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_SuspendKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SuspendKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).SuspendKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_SuspendKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).SuspendKey(ctx, req.(*SuspendKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ResumeKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ResumeKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ResumeKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ResumeKey(ctx, req.(*ResumeKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ApproveKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApproveKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ApproveKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ApproveKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ApproveKey(ctx, req.(*ApproveKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyService_ListSigningKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListSigningKeysRequest)
 	if err := dec(in); err != nil {
@@ -569,6 +675,18 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeKey",
 			Handler:    _KeyService_RevokeKey_Handler,
+		},
+		{
+			MethodName: "SuspendKey",
+			Handler:    _KeyService_SuspendKey_Handler,
+		},
+		{
+			MethodName: "ResumeKey",
+			Handler:    _KeyService_ResumeKey_Handler,
+		},
+		{
+			MethodName: "ApproveKey",
+			Handler:    _KeyService_ApproveKey_Handler,
 		},
 		{
 			MethodName: "ListSigningKeys",

@@ -1761,7 +1761,7 @@ var File_iapmesh_v1_mesh_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x15iapmesh/v1/mesh.proto\x12\n" +
-	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16iapmesh/v1/state.proto\"\x0f\n" +
+	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17iapmesh/v1/holder.proto\x1a\x16iapmesh/v1/state.proto\"\x0f\n" +
 	"\rLocateRequest\"N\n" +
 	"\x0eLocateResponse\x12<\n" +
 	"\rcontrol_nodes\x18\x01 \x03(\v2\x17.iapmesh.v1.ControlNodeR\fcontrolNodes\"\xcb\x02\n" +
@@ -1879,13 +1879,15 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x05roles\x18\x03 \x03(\x0e2\x10.iapmesh.v1.RoleR\x05roles\x12!\n" +
 	"\fmesh_address\x18\x04 \x01(\tR\vmeshAddress\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12#\n" +
-	"\rproxy_address\x18\x06 \x01(\tR\fproxyAddress2\x8b\x01\n" +
+	"\rproxy_address\x18\x06 \x01(\tR\fproxyAddress2\xe4\x01\n" +
 	"\rEnrollService\x129\n" +
 	"\x04Join\x12\x17.iapmesh.v1.JoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12?\n" +
-	"\x06Locate\x12\x19.iapmesh.v1.LocateRequest\x1a\x1a.iapmesh.v1.LocateResponse2\xce\x04\n" +
+	"\x06Locate\x12\x19.iapmesh.v1.LocateRequest\x1a\x1a.iapmesh.v1.LocateResponse\x12W\n" +
+	"\x0eRevokeByHolder\x12!.iapmesh.v1.RevokeByHolderRequest\x1a\".iapmesh.v1.RevokeByHolderResponse2\xb1\x05\n" +
 	"\vMeshService\x12B\n" +
 	"\aConfirm\x12\x1a.iapmesh.v1.ConfirmRequest\x1a\x1b.iapmesh.v1.ConfirmResponse\x12C\n" +
-	"\tRelayJoin\x12\x1c.iapmesh.v1.RelayJoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12C\n" +
+	"\tRelayJoin\x12\x1c.iapmesh.v1.RelayJoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12a\n" +
+	"\x13RelayRevokeByHolder\x12&.iapmesh.v1.RelayRevokeByHolderRequest\x1a\".iapmesh.v1.RevokeByHolderResponse\x12C\n" +
 	"\x06Follow\x12\x19.iapmesh.v1.FollowRequest\x1a\x1a.iapmesh.v1.FollowResponse(\x010\x01\x12C\n" +
 	"\x06Report\x12\x19.iapmesh.v1.ReportRequest\x1a\x1a.iapmesh.v1.ReportResponse(\x010\x01\x12<\n" +
 	"\x05Renew\x12\x18.iapmesh.v1.RenewRequest\x1a\x19.iapmesh.v1.RenewResponse\x12c\n" +
@@ -1940,6 +1942,9 @@ var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(*Addresses)(nil),                  // 29: iapmesh.v1.Addresses
 	(*Revision)(nil),                   // 30: iapmesh.v1.Revision
 	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
+	(*RevokeByHolderRequest)(nil),      // 32: iapmesh.v1.RevokeByHolderRequest
+	(*RelayRevokeByHolderRequest)(nil), // 33: iapmesh.v1.RelayRevokeByHolderRequest
+	(*RevokeByHolderResponse)(nil),     // 34: iapmesh.v1.RevokeByHolderResponse
 }
 var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
 	5,  // 0: iapmesh.v1.LocateResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
@@ -1969,26 +1974,30 @@ var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
 	28, // 24: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
 	3,  // 25: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
 	0,  // 26: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
-	6,  // 27: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
-	8,  // 28: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
-	9,  // 29: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
-	16, // 30: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
-	19, // 31: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
-	21, // 32: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
-	23, // 33: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
-	25, // 34: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
-	4,  // 35: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
-	1,  // 36: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
-	7,  // 37: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
-	4,  // 38: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
-	12, // 39: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
-	18, // 40: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
-	20, // 41: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
-	22, // 42: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
-	24, // 43: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
-	26, // 44: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
-	35, // [35:45] is the sub-list for method output_type
-	25, // [25:35] is the sub-list for method input_type
+	32, // 27: iapmesh.v1.EnrollService.RevokeByHolder:input_type -> iapmesh.v1.RevokeByHolderRequest
+	6,  // 28: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
+	8,  // 29: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
+	33, // 30: iapmesh.v1.MeshService.RelayRevokeByHolder:input_type -> iapmesh.v1.RelayRevokeByHolderRequest
+	9,  // 31: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
+	16, // 32: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
+	19, // 33: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
+	21, // 34: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
+	23, // 35: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
+	25, // 36: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
+	4,  // 37: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
+	1,  // 38: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
+	34, // 39: iapmesh.v1.EnrollService.RevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	7,  // 40: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
+	4,  // 41: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
+	34, // 42: iapmesh.v1.MeshService.RelayRevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	12, // 43: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
+	18, // 44: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
+	20, // 45: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
+	22, // 46: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
+	24, // 47: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
+	26, // 48: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
+	37, // [37:49] is the sub-list for method output_type
+	25, // [25:37] is the sub-list for method input_type
 	25, // [25:25] is the sub-list for extension type_name
 	25, // [25:25] is the sub-list for extension extendee
 	0,  // [0:25] is the sub-list for field type_name
@@ -1999,6 +2008,7 @@ func file_iapmesh_v1_mesh_proto_init() {
 	if File_iapmesh_v1_mesh_proto != nil {
 		return
 	}
+	file_iapmesh_v1_holder_proto_init()
 	file_iapmesh_v1_state_proto_init()
 	file_iapmesh_v1_mesh_proto_msgTypes[9].OneofWrappers = []any{
 		(*FollowRequest_Start)(nil),

@@ -21,8 +21,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	EnrollService_Join_FullMethodName   = "/iapmesh.v1.EnrollService/Join"
-	EnrollService_Locate_FullMethodName = "/iapmesh.v1.EnrollService/Locate"
+	EnrollService_Join_FullMethodName           = "/iapmesh.v1.EnrollService/Join"
+	EnrollService_Locate_FullMethodName         = "/iapmesh.v1.EnrollService/Locate"
+	EnrollService_RevokeByHolder_FullMethodName = "/iapmesh.v1.EnrollService/RevokeByHolder"
 )
 
 // EnrollServiceClient is the client API for EnrollService service.
@@ -35,6 +36,8 @@ type EnrollServiceClient interface {
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 	// Locate says where control nodes are. Every node answers it; what it says is a hint, proved by the join that follows.
 	Locate(ctx context.Context, in *LocateRequest, opts ...grpc.CallOption) (*LocateResponse, error)
+	// RevokeByHolder revokes the key that signs the request, and nothing under it: whoever finds a key can make it worthless.
+	RevokeByHolder(ctx context.Context, in *RevokeByHolderRequest, opts ...grpc.CallOption) (*RevokeByHolderResponse, error)
 }
 
 type enrollServiceClient struct {
@@ -65,6 +68,16 @@ func (c *enrollServiceClient) Locate(ctx context.Context, in *LocateRequest, opt
 	return out, nil
 }
 
+func (c *enrollServiceClient) RevokeByHolder(ctx context.Context, in *RevokeByHolderRequest, opts ...grpc.CallOption) (*RevokeByHolderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeByHolderResponse)
+	err := c.cc.Invoke(ctx, EnrollService_RevokeByHolder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnrollServiceServer is the server API for EnrollService service.
 // All implementations must embed UnimplementedEnrollServiceServer
 // for forward compatibility.
@@ -75,6 +88,8 @@ type EnrollServiceServer interface {
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	// Locate says where control nodes are. Every node answers it; what it says is a hint, proved by the join that follows.
 	Locate(context.Context, *LocateRequest) (*LocateResponse, error)
+	// RevokeByHolder revokes the key that signs the request, and nothing under it: whoever finds a key can make it worthless.
+	RevokeByHolder(context.Context, *RevokeByHolderRequest) (*RevokeByHolderResponse, error)
 	mustEmbedUnimplementedEnrollServiceServer()
 }
 
@@ -90,6 +105,9 @@ func (UnimplementedEnrollServiceServer) Join(context.Context, *JoinRequest) (*Jo
 }
 func (UnimplementedEnrollServiceServer) Locate(context.Context, *LocateRequest) (*LocateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Locate not implemented")
+}
+func (UnimplementedEnrollServiceServer) RevokeByHolder(context.Context, *RevokeByHolderRequest) (*RevokeByHolderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeByHolder not implemented")
 }
 func (UnimplementedEnrollServiceServer) mustEmbedUnimplementedEnrollServiceServer() {}
 func (UnimplementedEnrollServiceServer) testEmbeddedByValue()                       {}
@@ -148,6 +166,24 @@ func _EnrollService_Locate_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EnrollService_RevokeByHolder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeByHolderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollServiceServer).RevokeByHolder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollService_RevokeByHolder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollServiceServer).RevokeByHolder(ctx, req.(*RevokeByHolderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EnrollService_ServiceDesc is the grpc.ServiceDesc for EnrollService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -163,20 +199,25 @@ var EnrollService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Locate",
 			Handler:    _EnrollService_Locate_Handler,
 		},
+		{
+			MethodName: "RevokeByHolder",
+			Handler:    _EnrollService_RevokeByHolder_Handler,
+		},
 	},
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "iapmesh/v1/mesh.proto",
 }
 
 const (
-	MeshService_Confirm_FullMethodName            = "/iapmesh.v1.MeshService/Confirm"
-	MeshService_RelayJoin_FullMethodName          = "/iapmesh.v1.MeshService/RelayJoin"
-	MeshService_Follow_FullMethodName             = "/iapmesh.v1.MeshService/Follow"
-	MeshService_Report_FullMethodName             = "/iapmesh.v1.MeshService/Report"
-	MeshService_Renew_FullMethodName              = "/iapmesh.v1.MeshService/Renew"
-	MeshService_AnnounceSigningKey_FullMethodName = "/iapmesh.v1.MeshService/AnnounceSigningKey"
-	MeshService_EndSession_FullMethodName         = "/iapmesh.v1.MeshService/EndSession"
-	MeshService_Leave_FullMethodName              = "/iapmesh.v1.MeshService/Leave"
+	MeshService_Confirm_FullMethodName             = "/iapmesh.v1.MeshService/Confirm"
+	MeshService_RelayJoin_FullMethodName           = "/iapmesh.v1.MeshService/RelayJoin"
+	MeshService_RelayRevokeByHolder_FullMethodName = "/iapmesh.v1.MeshService/RelayRevokeByHolder"
+	MeshService_Follow_FullMethodName              = "/iapmesh.v1.MeshService/Follow"
+	MeshService_Report_FullMethodName              = "/iapmesh.v1.MeshService/Report"
+	MeshService_Renew_FullMethodName               = "/iapmesh.v1.MeshService/Renew"
+	MeshService_AnnounceSigningKey_FullMethodName  = "/iapmesh.v1.MeshService/AnnounceSigningKey"
+	MeshService_EndSession_FullMethodName          = "/iapmesh.v1.MeshService/EndSession"
+	MeshService_Leave_FullMethodName               = "/iapmesh.v1.MeshService/Leave"
 )
 
 // MeshServiceClient is the client API for MeshService service.
@@ -189,6 +230,8 @@ type MeshServiceClient interface {
 	Confirm(ctx context.Context, in *ConfirmRequest, opts ...grpc.CallOption) (*ConfirmResponse, error)
 	// RelayJoin passes a join from the control node that terminated TLS to the leader, which verifies all itself.
 	RelayJoin(ctx context.Context, in *RelayJoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
+	// RelayRevokeByHolder does the same for a revocation by whoever holds the key.
+	RelayRevokeByHolder(ctx context.Context, in *RelayRevokeByHolderRequest, opts ...grpc.CallOption) (*RevokeByHolderResponse, error)
 	// Follow streams the state down; pings go up.
 	Follow(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FollowRequest, FollowResponse], error)
 	// Report streams what a node serves to the leader. Others answer Unavailable with the leader's address.
@@ -225,6 +268,16 @@ func (c *meshServiceClient) RelayJoin(ctx context.Context, in *RelayJoinRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinResponse)
 	err := c.cc.Invoke(ctx, MeshService_RelayJoin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshServiceClient) RelayRevokeByHolder(ctx context.Context, in *RelayRevokeByHolderRequest, opts ...grpc.CallOption) (*RevokeByHolderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeByHolderResponse)
+	err := c.cc.Invoke(ctx, MeshService_RelayRevokeByHolder_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -307,6 +360,8 @@ type MeshServiceServer interface {
 	Confirm(context.Context, *ConfirmRequest) (*ConfirmResponse, error)
 	// RelayJoin passes a join from the control node that terminated TLS to the leader, which verifies all itself.
 	RelayJoin(context.Context, *RelayJoinRequest) (*JoinResponse, error)
+	// RelayRevokeByHolder does the same for a revocation by whoever holds the key.
+	RelayRevokeByHolder(context.Context, *RelayRevokeByHolderRequest) (*RevokeByHolderResponse, error)
 	// Follow streams the state down; pings go up.
 	Follow(grpc.BidiStreamingServer[FollowRequest, FollowResponse]) error
 	// Report streams what a node serves to the leader. Others answer Unavailable with the leader's address.
@@ -334,6 +389,9 @@ func (UnimplementedMeshServiceServer) Confirm(context.Context, *ConfirmRequest) 
 }
 func (UnimplementedMeshServiceServer) RelayJoin(context.Context, *RelayJoinRequest) (*JoinResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RelayJoin not implemented")
+}
+func (UnimplementedMeshServiceServer) RelayRevokeByHolder(context.Context, *RelayRevokeByHolderRequest) (*RevokeByHolderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RelayRevokeByHolder not implemented")
 }
 func (UnimplementedMeshServiceServer) Follow(grpc.BidiStreamingServer[FollowRequest, FollowResponse]) error {
 	return status.Error(codes.Unimplemented, "method Follow not implemented")
@@ -406,6 +464,24 @@ func _MeshService_RelayJoin_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(MeshServiceServer).RelayJoin(ctx, req.(*RelayJoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MeshService_RelayRevokeByHolder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RelayRevokeByHolderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServiceServer).RelayRevokeByHolder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MeshService_RelayRevokeByHolder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServiceServer).RelayRevokeByHolder(ctx, req.(*RelayRevokeByHolderRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -510,6 +586,10 @@ var MeshService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RelayJoin",
 			Handler:    _MeshService_RelayJoin_Handler,
+		},
+		{
+			MethodName: "RelayRevokeByHolder",
+			Handler:    _MeshService_RelayRevokeByHolder_Handler,
 		},
 		{
 			MethodName: "Renew",

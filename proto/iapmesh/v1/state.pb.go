@@ -11,6 +11,7 @@ package iapmeshv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -552,7 +553,12 @@ type ProvisioningKey struct {
 	Reason        string                 `protobuf:"bytes,19,opt,name=reason,proto3" json:"reason,omitempty"`
 	Cascade       Cascade                `protobuf:"varint,20,opt,name=cascade,proto3,enum=iapmesh.v1.Cascade" json:"cascade,omitempty"`
 	RevokedAt     *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
-	RecentUses    []*KeyUse              `protobuf:"bytes,22,rep,name=recent_uses,json=recentUses,proto3" json:"recent_uses,omitempty"` // newest last, at most 64
+	RecentUses    []*KeyUse              `protobuf:"bytes,22,rep,name=recent_uses,json=recentUses,proto3" json:"recent_uses,omitempty"`           // newest last, at most 64
+	NeedsApproval bool                   `protobuf:"varint,23,opt,name=needs_approval,json=needsApproval,proto3" json:"needs_approval,omitempty"` // by another administrator than created_by, before it admits anybody
+	ApprovedBy    string                 `protobuf:"bytes,24,opt,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
+	ApprovedAt    *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=approved_at,json=approvedAt,proto3" json:"approved_at,omitempty"`
+	ApprovalGrace *durationpb.Duration   `protobuf:"bytes,26,opt,name=approval_grace,json=approvalGrace,proto3" json:"approval_grace,omitempty"` // of a successor: for how long its predecessor goes on to admit once it is approved
+	RevokedBy     string                 `protobuf:"bytes,27,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`             // admin/<name>, or key/<id>: by whoever held it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -739,6 +745,41 @@ func (x *ProvisioningKey) GetRecentUses() []*KeyUse {
 		return x.RecentUses
 	}
 	return nil
+}
+
+func (x *ProvisioningKey) GetNeedsApproval() bool {
+	if x != nil {
+		return x.NeedsApproval
+	}
+	return false
+}
+
+func (x *ProvisioningKey) GetApprovedBy() string {
+	if x != nil {
+		return x.ApprovedBy
+	}
+	return ""
+}
+
+func (x *ProvisioningKey) GetApprovedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ApprovedAt
+	}
+	return nil
+}
+
+func (x *ProvisioningKey) GetApprovalGrace() *durationpb.Duration {
+	if x != nil {
+		return x.ApprovalGrace
+	}
+	return nil
+}
+
+func (x *ProvisioningKey) GetRevokedBy() string {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return ""
 }
 
 // KeyUse says who used a key, and when.
@@ -1905,10 +1946,10 @@ var File_iapmesh_v1_state_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"\x16iapmesh/v1/state.proto\x12\n" +
-	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n" +
+	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n" +
 	"\bRevision\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xe0\x06\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\xc6\b\n" +
 	"\x0fProvisioningKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -1941,7 +1982,15 @@ const file_iapmesh_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"revoked_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\x123\n" +
 	"\vrecent_uses\x18\x16 \x03(\v2\x12.iapmesh.v1.KeyUseR\n" +
-	"recentUses\"\\\n" +
+	"recentUses\x12%\n" +
+	"\x0eneeds_approval\x18\x17 \x01(\bR\rneedsApproval\x12\x1f\n" +
+	"\vapproved_by\x18\x18 \x01(\tR\n" +
+	"approvedBy\x12;\n" +
+	"\vapproved_at\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"approvedAt\x12@\n" +
+	"\x0eapproval_grace\x18\x1a \x01(\v2\x19.google.protobuf.DurationR\rapprovalGrace\x12\x1d\n" +
+	"\n" +
+	"revoked_by\x18\x1b \x01(\tR\trevokedBy\"\\\n" +
 	"\x06KeyUse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
@@ -2148,6 +2197,7 @@ var file_iapmesh_v1_state_proto_goTypes = []any{
 	(*Resource)(nil),              // 22: iapmesh.v1.Resource
 	(*Mesh)(nil),                  // 23: iapmesh.v1.Mesh
 	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
 }
 var file_iapmesh_v1_state_proto_depIdxs = []int32{
 	0,  // 0: iapmesh.v1.ProvisioningKey.grants:type_name -> iapmesh.v1.Role
@@ -2159,38 +2209,40 @@ var file_iapmesh_v1_state_proto_depIdxs = []int32{
 	2,  // 6: iapmesh.v1.ProvisioningKey.cascade:type_name -> iapmesh.v1.Cascade
 	24, // 7: iapmesh.v1.ProvisioningKey.revoked_at:type_name -> google.protobuf.Timestamp
 	10, // 8: iapmesh.v1.ProvisioningKey.recent_uses:type_name -> iapmesh.v1.KeyUse
-	24, // 9: iapmesh.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
-	0,  // 10: iapmesh.v1.Node.roles:type_name -> iapmesh.v1.Role
-	11, // 11: iapmesh.v1.Node.addresses:type_name -> iapmesh.v1.Addresses
-	3,  // 12: iapmesh.v1.Node.state:type_name -> iapmesh.v1.NodeState
-	24, // 13: iapmesh.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
-	24, // 14: iapmesh.v1.Node.state_since:type_name -> google.protobuf.Timestamp
-	24, // 15: iapmesh.v1.Node.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	24, // 16: iapmesh.v1.Admin.created_at:type_name -> google.protobuf.Timestamp
-	24, // 17: iapmesh.v1.Admin.expires_at:type_name -> google.protobuf.Timestamp
-	24, // 18: iapmesh.v1.Admin.revoked_at:type_name -> google.protobuf.Timestamp
-	4,  // 19: iapmesh.v1.SigningKey.kind:type_name -> iapmesh.v1.SigningKeyKind
-	5,  // 20: iapmesh.v1.SigningKey.state:type_name -> iapmesh.v1.SigningKeyState
-	24, // 21: iapmesh.v1.SigningKey.announced_at:type_name -> google.protobuf.Timestamp
-	24, // 22: iapmesh.v1.SigningKey.active_at:type_name -> google.protobuf.Timestamp
-	24, // 23: iapmesh.v1.SigningKey.retire_at:type_name -> google.protobuf.Timestamp
-	24, // 24: iapmesh.v1.SigningKey.state_since:type_name -> google.protobuf.Timestamp
-	6,  // 25: iapmesh.v1.Authority.state:type_name -> iapmesh.v1.AuthorityState
-	24, // 26: iapmesh.v1.Authority.created_at:type_name -> google.protobuf.Timestamp
-	7,  // 27: iapmesh.v1.Revocation.kind:type_name -> iapmesh.v1.RevocationKind
-	24, // 28: iapmesh.v1.Revocation.at:type_name -> google.protobuf.Timestamp
-	24, // 29: iapmesh.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
-	18, // 30: iapmesh.v1.Audience.wraps:type_name -> iapmesh.v1.Wrap
-	24, // 31: iapmesh.v1.Audience.rotated_at:type_name -> google.protobuf.Timestamp
-	24, // 32: iapmesh.v1.Secret.at:type_name -> google.protobuf.Timestamp
-	21, // 33: iapmesh.v1.Manifest.entries:type_name -> iapmesh.v1.ManifestEntry
-	24, // 34: iapmesh.v1.Manifest.at:type_name -> google.protobuf.Timestamp
-	24, // 35: iapmesh.v1.Mesh.founded_at:type_name -> google.protobuf.Timestamp
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	24, // 9: iapmesh.v1.ProvisioningKey.approved_at:type_name -> google.protobuf.Timestamp
+	25, // 10: iapmesh.v1.ProvisioningKey.approval_grace:type_name -> google.protobuf.Duration
+	24, // 11: iapmesh.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
+	0,  // 12: iapmesh.v1.Node.roles:type_name -> iapmesh.v1.Role
+	11, // 13: iapmesh.v1.Node.addresses:type_name -> iapmesh.v1.Addresses
+	3,  // 14: iapmesh.v1.Node.state:type_name -> iapmesh.v1.NodeState
+	24, // 15: iapmesh.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
+	24, // 16: iapmesh.v1.Node.state_since:type_name -> google.protobuf.Timestamp
+	24, // 17: iapmesh.v1.Node.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	24, // 18: iapmesh.v1.Admin.created_at:type_name -> google.protobuf.Timestamp
+	24, // 19: iapmesh.v1.Admin.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 20: iapmesh.v1.Admin.revoked_at:type_name -> google.protobuf.Timestamp
+	4,  // 21: iapmesh.v1.SigningKey.kind:type_name -> iapmesh.v1.SigningKeyKind
+	5,  // 22: iapmesh.v1.SigningKey.state:type_name -> iapmesh.v1.SigningKeyState
+	24, // 23: iapmesh.v1.SigningKey.announced_at:type_name -> google.protobuf.Timestamp
+	24, // 24: iapmesh.v1.SigningKey.active_at:type_name -> google.protobuf.Timestamp
+	24, // 25: iapmesh.v1.SigningKey.retire_at:type_name -> google.protobuf.Timestamp
+	24, // 26: iapmesh.v1.SigningKey.state_since:type_name -> google.protobuf.Timestamp
+	6,  // 27: iapmesh.v1.Authority.state:type_name -> iapmesh.v1.AuthorityState
+	24, // 28: iapmesh.v1.Authority.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 29: iapmesh.v1.Revocation.kind:type_name -> iapmesh.v1.RevocationKind
+	24, // 30: iapmesh.v1.Revocation.at:type_name -> google.protobuf.Timestamp
+	24, // 31: iapmesh.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 32: iapmesh.v1.Audience.wraps:type_name -> iapmesh.v1.Wrap
+	24, // 33: iapmesh.v1.Audience.rotated_at:type_name -> google.protobuf.Timestamp
+	24, // 34: iapmesh.v1.Secret.at:type_name -> google.protobuf.Timestamp
+	21, // 35: iapmesh.v1.Manifest.entries:type_name -> iapmesh.v1.ManifestEntry
+	24, // 36: iapmesh.v1.Manifest.at:type_name -> google.protobuf.Timestamp
+	24, // 37: iapmesh.v1.Mesh.founded_at:type_name -> google.protobuf.Timestamp
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_state_proto_init() }
