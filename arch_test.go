@@ -71,6 +71,7 @@ var mayImport = map[string][]string{
 	// Beside the node, what the command line does by itself, offline: keys, policies, and verifying a trail with public keys alone.
 	"cmd/iapmesh": {
 		"node", "node/control", "node/resource", "node/state", "keyring", "policy", "audit", "audit/collect",
+		"cluster/enroll", // a key that was found is revoked without a profile, and so without any other client
 		"internal/profile", "internal/identity", "internal/dev/...", proto, fault,
 	},
 	"e2e":  {"internal/profile", "internal/dev/...", proto, fault}, // it drives the binary, as a user does

@@ -39,6 +39,15 @@ func (a *assembly) relayJoin(ctx context.Context, req *iapmeshv1.RelayJoinReques
 	return resp, err
 }
 
+// relayRevokeByHolder does the same for a revocation by whoever holds the key.
+func (a *assembly) relayRevokeByHolder(ctx context.Context, req *iapmeshv1.RelayRevokeByHolderRequest) (resp *iapmeshv1.RevokeByHolderResponse, err error) {
+	err = a.link.call(ctx, "revoke", func(ctx context.Context, c iapmeshv1.MeshServiceClient, o ...grpc.CallOption) error {
+		resp, err = c.RelayRevokeByHolder(ctx, req, o...)
+		return err
+	})
+	return resp, err
+}
+
 // callerNode says which node calls, by its certificate and the record of now.
 func callerNode(ctx context.Context) (string, error) {
 	who, err := peer.FromContext(ctx)

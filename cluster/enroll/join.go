@@ -53,22 +53,36 @@ type Enrollment struct {
 // Join asks until it is admitted, refused, or ctx ends. A refusal is final; Unavailable (nobody answers, nobody leads, too many ask)
 // is not.
 func Join(ctx context.Context, r Request) (*Enrollment, error) {
-	if len(r.Addresses) == 0 {
-		return nil, fault.New(fault.Invalid, "join: no address of a control node is given")
-	}
-	if r.RetryEvery == 0 {
-		r.RetryEvery = time.Second
-	}
 	body, err := r.body()
 	if err != nil {
 		return nil, err
+	}
+	var e *Enrollment
+	err = r.ask(ctx, "join", func(ctx context.Context, addr string) error {
+		var err error
+		e, err = r.attempt(ctx, addr, body)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// ask makes attempts at one address after the other, round after round, until one gets an answer that is not Unavailable or ctx ends.
+func (r *Request) ask(ctx context.Context, what string, attempt func(ctx context.Context, addr string) error) error {
+	if len(r.Addresses) == 0 {
+		return fault.New(fault.Invalid, "%s: no address of a control node is given", what)
+	}
+	if r.RetryEvery == 0 {
+		r.RetryEvery = time.Second
 	}
 	addresses := slices.Clone(r.Addresses)
 	for round := 1; ; round++ {
 		var unreachable []error
 		for i := 0; i < len(addresses); i++ { // it grows where a node that is no control node says where those are
 			addr := addresses[i]
-			e, err := r.attempt(ctx, addr, body)
+			err := attempt(ctx, addr)
 			if errors.Is(err, keyring.ErrNoControlNode) {
 				var found []string
 				if found, err = r.locate(ctx, addr); err == nil {
@@ -78,16 +92,16 @@ func Join(ctx context.Context, r Request) (*Enrollment, error) {
 			}
 			switch {
 			case err == nil:
-				return e, nil
+				return nil
 			case !fault.Is(err, fault.Unavailable):
-				return nil, fmt.Errorf("join by %s: %w", addr, err)
+				return fmt.Errorf("%s by %s: %w", what, addr, err)
 			}
 			unreachable = append(unreachable, fmt.Errorf("%s: %w", addr, err))
 		}
-		r.Logger.Info("no control node has admitted this node yet", "round", round, "error", errors.Join(unreachable...))
+		r.Logger.Info("no control node has answered yet", "asked_to", what, "round", round, "error", errors.Join(unreachable...))
 		select {
 		case <-ctx.Done():
-			return nil, fault.New(fault.Unavailable, "join: gave up: %w", errors.Join(append(unreachable, context.Cause(ctx))...))
+			return fault.New(fault.Unavailable, "%s: gave up: %w", what, errors.Join(append(unreachable, context.Cause(ctx))...))
 		case <-time.After(r.RetryEvery):
 		}
 	}

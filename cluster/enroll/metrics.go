@@ -8,3 +8,10 @@ func newAttempts() *prometheus.CounterVec {
 		Help: "Attempts to join that this node terminated, by result: admitted, or the kind of the refusal.",
 	}, []string{"result"})
 }
+
+func newRevocations() *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "iapmesh_key_revocations_by_holder_total",
+		Help: "Requests to revoke a provisioning key by whoever holds it that this node terminated, by result: revoked, already, or the kind of the refusal.",
+	}, []string{"result"})
+}

@@ -38,13 +38,17 @@ const (
 // Server serves EnrollService to joiners.
 type Server struct {
 	iapmeshv1.UnimplementedEnrollServiceServer
-	admit    Admit
-	locate   func() []*iapmeshv1.ControlNode
-	logger   *slog.Logger
-	slots    chan struct{}
-	sources  limiter
-	keys     limiter
-	attempts *prometheus.CounterVec
+	Revoke RevokeByHolder // set before Run; nil on a node that is no control node
+
+	admit       Admit
+	locate      func() []*iapmeshv1.ControlNode
+	logger      *slog.Logger
+	slots       chan struct{}
+	sources     limiter
+	keys        limiter
+	holders     limiter // apart from keys: a flood of joins that name a key must not keep its holder from revoking it
+	attempts    *prometheus.CounterVec
+	revocations *prometheus.CounterVec
 }
 
 // NewServer makes a server; locate says where control nodes are; registerer may be nil.
@@ -52,10 +56,11 @@ func NewServer(admit Admit, locate func() []*iapmeshv1.ControlNode, logger *slog
 	s := &Server{
 		admit: admit, locate: locate, logger: logger, slots: make(chan struct{}, maxInFlight),
 		sources: limiter{limit: perSource, burst: sourceBurst}, keys: limiter{limit: perKey, burst: keyBurst},
-		attempts: newAttempts(),
+		holders:  limiter{limit: perKey, burst: keyBurst},
+		attempts: newAttempts(), revocations: newRevocations(),
 	}
 	if registerer != nil {
-		registerer.MustRegister(s.attempts)
+		registerer.MustRegister(s.attempts, s.revocations)
 	}
 	return s
 }

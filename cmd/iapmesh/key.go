@@ -21,7 +21,8 @@ import (
 
 func newKeyCommand(c *cli) *cobra.Command {
 	cmd := group("key", "Provisioning keys: the credentials by which nodes join",
-		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyRevokeCommand(c))
+		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyRevokeCommand(c),
+		newKeySuspendCommand(c), newKeyResumeCommand(c), newKeyApproveCommand(c), newKeyGenerateCommand(c), newKeyPinCommand(c))
 	cmd.Long = `Provisioning keys are the credentials by which nodes join. The secret half is made here and never sent: the mesh learns the
 public half, and what the key may do.`
 	return cmd
@@ -31,14 +32,18 @@ func newKeyIssueCommand(c *cli) *cobra.Command {
 	var grants []string
 	var ttl time.Duration
 	var uses uint32
-	var out string
+	var out, public string
 	req := &iapmeshv1.IssueKeyRequest{}
 	cmd := &cobra.Command{
 		Use: "issue", Short: "Issue a key for new nodes",
 		Long: `Issue a key for new nodes. The key is printed once, alone on standard output, or written to --key-out with mode 0600; with
--o json or yaml --key-out is required, so that the record and the secret never share a file.`,
+-o json or yaml --key-out is required, so that the record and the secret never share a file.
+
+With --public-key nothing is made here: the key is on the machine that will use it already (iapmesh key generate), and only its
+public half comes here.`,
 		Example: `  iapmesh key issue --name us-east-proxies --grant proxy --region us-east --max-uses 10 --ttl 72h --key-out us-east.key
-  iapmesh key issue --name one-node --grant proxy --cidr 10.1.0.0/16 | vault kv put secret/iapmesh key=-`,
+  iapmesh key issue --name one-node --grant proxy --cidr 10.1.0.0/16 | vault kv put secret/iapmesh key=-
+  iapmesh key issue --name px-1 --grant proxy --public-key 5c0e…`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := required(cmd, "name", "grant"); err != nil {
@@ -54,6 +59,9 @@ func newKeyIssueCommand(c *cli) *cobra.Command {
 			if ttl != 0 {
 				req.Ttl = durationpb.New(ttl)
 			}
+			if public != "" {
+				return c.enrolKey(cmd, req, public)
+			}
 			return c.issueKey(cmd.Context(), req, out)
 		},
 	}
@@ -66,8 +74,32 @@ func newKeyIssueCommand(c *cli) *cobra.Command {
 	f.DurationVar(&ttl, "ttl", 0, "how long nodes may join with it (default 24h)")
 	f.Uint32Var(&uses, "max-uses", 1, "how many nodes may join with it; 0: any number")
 	f.Uint32Var(&req.MaxActive, "max-active", 0, "how many of its nodes may be active at once; 0: any number")
+	f.BoolVar(&req.NeedsApproval, "needs-approval", false, "let another administrator approve it before it admits anybody, whatever it grants")
+	f.StringVar(&public, "public-key", "", "enrol this public half, `HEX|@FILE`, of a key that iapmesh key generate made; @- for standard input")
 	f.StringVar(&out, "key-out", "", "write the key to this new `FILE`, mode 0600, instead of printing it")
 	return cmd
+}
+
+// enrolKey registers the public half of a key that was made elsewhere: there is no secret to hand over.
+func (c *cli) enrolKey(cmd *cobra.Command, req *iapmeshv1.IssueKeyRequest, public string) error {
+	if cmd.Flags().Changed("key-out") {
+		return usagef("--key-out goes not with --public-key: the key stays where it was made")
+	}
+	var err error
+	if req.PublicKey, err = c.readPublicKey(public); err != nil {
+		return err
+	}
+	resp, err := unary(cmd.Context(), c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.IssueKey, req)
+	if fault.Is(err, fault.Conflict) {
+		return hint(err, "Look at what is there: iapmesh key show %s", keyring.KeyID(req.PublicKey))
+	}
+	if err != nil {
+		return err
+	}
+	return c.print(resp, func(t *table) {
+		t.line("issued %s", keyLine(resp.Key))
+		receiptLines(t, resp.Receipt)
+	})
 }
 
 func (c *cli) issueKey(ctx context.Context, req *iapmeshv1.IssueKeyRequest, out string) error {
@@ -187,10 +219,7 @@ func newKeyShowCommand(c *cli) *cobra.Command {
 
 func (c *cli) getKey(ctx context.Context, ref string) (*iapmeshv1.GetKeyResponse, error) {
 	resp, err := unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.GetKey, &iapmeshv1.GetKeyRequest{Key: ref})
-	if fault.Is(err, fault.NotFound) {
-		err = hint(err, "iapmesh key list shows them all.")
-	}
-	return resp, err
+	return resp, unknownKey(err)
 }
 
 // inspected is what a key says of itself.
@@ -207,7 +236,10 @@ func newKeyInspectCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "inspect --file FILE", Short: "Check a key that you hold, offline",
 		Long: `Check that a key is whole, and say which key of which mesh it is, without asking anybody. Where there is a profile, it also says
-whether the key is of that mesh. What the key may do is the mesh's to say: iapmesh key show ID.`,
+whether the key is of that mesh. What the key may do is the mesh's to say: iapmesh key show ID.
+
+The exit status is 0 for a key that is whole, and 1 for one that is damaged, or that is of another mesh than that of the profile which
+--profile names.`,
 		Example: "  iapmesh key inspect --file bootstrap.key",
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -226,7 +258,7 @@ whether the key is of that mesh. What the key may do is the mesh's to say: iapme
 			} else if c.profileRef != "" {
 				return err
 			}
-			return c.printValue(out, func(t *table) {
+			err = c.printValue(out, func(t *table) {
 				t.row("id", out.ID)
 				t.row("public key", out.PublicKey)
 				t.row("pin", out.Pin)
@@ -238,6 +270,10 @@ whether the key is of that mesh. What the key may do is the mesh's to say: iapme
 					t.row("mesh", cell{text: "another than the profile's " + out.Mesh + ": no root of it has this pin", style: yellow})
 				}
 			})
+			if err == nil && c.profileRef != "" && !*out.Matches {
+				return errReported
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVar(&file, "file", "", "`FILE` that holds the key, mode 0600; - for standard input (required)")
@@ -258,7 +294,11 @@ func pinned(p *profile.Profile, pin [32]byte) bool {
 }
 
 func keyLine(k *iapmeshv1.ProvisioningKey) string {
-	return fmt.Sprintf("key %s (%s): grants %s, uses %s, until %s", k.Id, k.Name, rolesText(k.Grants), usesText(k), k.ExpiresAt.AsTime().Format("2006-01-02 15:04 MST"))
+	line := fmt.Sprintf("key %s (%s): grants %s, uses %s, until %s", k.Id, k.Name, rolesText(k.Grants), usesText(k), k.ExpiresAt.AsTime().Format("2006-01-02 15:04 MST"))
+	if awaitsApproval(k) {
+		line += "\nIt admits nobody before another administrator than " + k.CreatedBy + " approves it: iapmesh key approve " + k.Id
+	}
+	return line
 }
 
 func usesText(k *iapmeshv1.ProvisioningKey) string {
@@ -273,6 +313,9 @@ func keyStateCell(k *iapmeshv1.ProvisioningKey) cell {
 	out := cell{text: enumText(k.State, "KEY_STATE_")}
 	if k.State == iapmeshv1.KeyState_KEY_STATE_ACTIVE && k.ExpiresAt != nil && time.Now().After(k.ExpiresAt.AsTime().Add(keyring.Skew)) {
 		return cell{text: "expired", style: dim}
+	}
+	if awaitsApproval(k) {
+		return cell{text: "pending approval", style: yellow}
 	}
 	switch k.State {
 	case iapmeshv1.KeyState_KEY_STATE_ACTIVE:
@@ -307,12 +350,21 @@ func keyTable(t *table, resp *iapmeshv1.GetKeyResponse) {
 		t.row("active at once", k.MaxActive)
 	}
 	t.row("created", stampText(k.CreatedAt, now)+" by "+k.CreatedBy)
+	switch {
+	case awaitsApproval(k):
+		t.row("approval", cell{text: "awaited, by another administrator than " + k.CreatedBy, style: yellow})
+	case k.ApprovedAt != nil:
+		t.row("approval", stampText(k.ApprovedAt, now)+" by "+k.ApprovedBy)
+	}
+	if awaitsApproval(k) && k.Predecessor != "" {
+		t.row("grace of "+k.Predecessor, spanText(k.ApprovalGrace.AsDuration())+" from the approval on")
+	}
 	t.row("expires", stampText(k.ExpiresAt, now))
 	if k.GraceUntil != nil {
 		t.row("grace", stampText(k.GraceUntil, now))
 	}
 	if k.RevokedAt != nil {
-		t.row("revoked", stampText(k.RevokedAt, now)+", cascade "+enumText(k.Cascade, "CASCADE_"))
+		t.row("revoked", stampText(k.RevokedAt, now)+revokedBy(k)+", cascade "+enumText(k.Cascade, "CASCADE_"))
 	}
 	if len(resp.Nodes) > 0 {
 		t.line("")

@@ -38,11 +38,13 @@ func (c *cli) handOver(secret keyring.ProvisioningSecret, file *secretFile, m pr
 
 func newKeyRotateCommand(c *cli) *cobra.Command {
 	var grace, ttl time.Duration
-	var out string
+	var out, public string
 	cmd := &cobra.Command{
 		Use: "rotate KEY", Short: "Give a key a successor, and retire it after a grace",
 		Long: `Give a key a successor with the same scope. Both serve until the grace ends; nodes of the old one stay bound to it.
-The successor is made here, and printed once or written to --key-out.`,
+The successor is made here, and printed once or written to --key-out; or elsewhere, and enrolled by its --public-key.
+
+Where a key takes a second administrator (control_key_approval), its successor does, too: the old key stays as it is until then.`,
 		Example: "  iapmesh key rotate us-east-proxies --grace 1h --key-out us-east-2.key",
 		Args:    exactArgs("KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -50,13 +52,42 @@ The successor is made here, and printed once or written to --key-out.`,
 			if ttl != 0 {
 				req.Ttl = durationpb.New(ttl)
 			}
+			if public != "" {
+				return c.rotateToPublicKey(cmd, req, public)
+			}
 			return c.rotateKey(cmd.Context(), req, out)
 		},
 	}
 	cmd.Flags().DurationVar(&grace, "grace", time.Hour, "how long the old key goes on to admit nodes")
 	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long nodes may join with the successor (default: as long as with the old key)")
+	cmd.Flags().StringVar(&public, "public-key", "", "the successor's public half, `HEX|@FILE`, of a key that iapmesh key generate made; @- for standard input")
 	cmd.Flags().StringVar(&out, "key-out", "", "write the successor to this new `FILE`, mode 0600, instead of printing it")
 	return cmd
+}
+
+// rotateToPublicKey gives a key a successor that was made elsewhere.
+func (c *cli) rotateToPublicKey(cmd *cobra.Command, req *iapmeshv1.RotateKeyRequest, public string) error {
+	if cmd.Flags().Changed("key-out") {
+		return usagef("--key-out goes not with --public-key: the key stays where it was made")
+	}
+	var err error
+	if req.SuccessorPublicKey, err = c.readPublicKey(public); err != nil {
+		return err
+	}
+	resp, err := unary(cmd.Context(), c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.RotateKey, req)
+	if err != nil {
+		return unknownKey(err)
+	}
+	return c.print(resp, func(t *table) { rotatedLines(t, resp) })
+}
+
+func rotatedLines(t *table, resp *iapmeshv1.RotateKeyResponse) {
+	if awaitsApproval(resp.Successor) {
+		t.line("%s stays as it is until its successor is approved", resp.Predecessor.Id)
+	} else {
+		t.line("%s", retiringLine(resp.Predecessor))
+	}
+	t.line("successor %s", keyLine(resp.Successor))
 }
 
 func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, out string) error {
@@ -69,26 +100,39 @@ func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, ou
 	if err != nil {
 		return c.keyRefused(file, secret, err)
 	}
-	return c.handOver(secret, file, resp, func(t *table) {
-		t.line("%s is retiring; it admits nodes until %s", resp.Predecessor.Id, resp.Predecessor.GraceUntil.AsTime().Format(time.RFC3339))
-		t.line("successor %s", keyLine(resp.Successor))
-	})
+	return c.handOver(secret, file, resp, func(t *table) { rotatedLines(t, resp) })
 }
 
 func newKeyRevokeCommand(c *cli) *cobra.Command {
 	req := &iapmeshv1.RevokeKeyRequest{}
 	cascade, wait := "", false
+	var hand keyInHand
 	cmd := &cobra.Command{
-		Use: "revoke KEY", Short: "Revoke a key, for good, and by its cascade the nodes under it",
+		Use: "revoke KEY | revoke --with-key-file FILE", Short: "Revoke a key, for good, and by its cascade the nodes under it",
 		Long: `Revoke a key, for good. --cascade says what becomes of the nodes that joined under it:
   keep        they stay; only no more join
   quarantine  they are cut off; to release them comes with a later release
   kill        they are revoked, and every session that they signed with them
---dry-run shows which nodes that would be, and changes nothing.`,
+--dry-run shows which nodes that would be, and changes nothing.
+
+Whoever holds a key, and is no administrator, may revoke it too, with cascade keep only: for a key that was found where it should
+not be. --with-key-file proves it; no profile is needed where --address names a node of the mesh.`,
 		Example: `  iapmesh key revoke us-east-proxies --cascade kill --dry-run
-  iapmesh key revoke us-east-proxies --cascade quarantine --reason "key found in a public repository" --wait`,
-		Args: exactArgs("KEY"),
+  iapmesh key revoke us-east-proxies --cascade quarantine --reason "key found in a public repository" --wait
+  iapmesh key revoke --with-key-file found.key --address 10.0.0.1:7443 --reason "found in a build log"`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case hand.file != "":
+				return holderOnly(cmd, args)
+			case len(hand.addresses) > 0:
+				return usagef("--address goes with --with-key-file; an administrator's profile says where the mesh is")
+			}
+			return exactArgs("KEY")(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if hand.file != "" {
+				return c.revokeByHolder(cmd.Context(), hand, req.Reason)
+			}
 			var err error
 			if err = required(cmd, "cascade"); err != nil {
 				return err
@@ -103,6 +147,8 @@ func newKeyRevokeCommand(c *cli) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&cascade, "cascade", "", "`WHAT` becomes of its nodes: keep, quarantine or kill (required)")
 	f.StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
+	f.StringVar(&hand.file, "with-key-file", "", "revoke the key in this `FILE`, mode 0600, by proof of holding it; - for standard input")
+	f.StringSliceVar(&hand.addresses, "address", nil, "with --with-key-file: `HOST:PORT` of nodes of its mesh (default: the profile's control nodes)")
 	f.BoolVar(&req.DryRun, "dry-run", false, "show which nodes it would reach, and change nothing")
 	f.BoolVar(&wait, "wait", false, "wait until every live node has it")
 	return cmd

@@ -9,6 +9,7 @@ import (
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/revision"
 	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/resource"
 	"github.com/iapmesh/iapmesh/node/state"
 )
 
@@ -88,13 +89,27 @@ func (c *Controller) ApproveKey(ctx context.Context, by, ref string) (approved, 
 	return approved, predecessor, at, nil
 }
 
-// needsApproval reports whether a key with these grants takes a second administrator. The manifest guards the commit.
+// needsApproval reports whether a key with these grants takes a second administrator. The manifest guards the commit. A node that
+// does not understand the configuration cannot say, and answers Unavailable.
 func (t *tx) needsApproval(grants []keyring.Role) (bool, error) {
-	if _, err := t.get(state.PathManifest); err != nil {
+	if !slices.Contains(grants, keyring.RoleControl) {
+		return false, nil
+	}
+	m, err := t.manifest()
+	if err != nil {
 		return false, err
 	}
-	settings := t.View.Config.Settings
-	return settings != nil && settings.ControlKeyApproval && slices.Contains(grants, keyring.RoleControl), nil
+	hashes := map[resource.Ref][32]byte{}
+	for _, e := range m.Entries {
+		if len(e.Hash) != 32 {
+			return false, fault.New(fault.Internal, "manifest: %s/%s: hash of %d bytes", e.Kind, e.Name, len(e.Hash))
+		}
+		hashes[resource.Ref{Kind: e.Kind, Name: e.Name}] = [32]byte(e.Hash)
+	}
+	if t.View.Config.Digest != resource.Digest(hashes) {
+		return false, fault.New(fault.Unavailable, "whether a key that grants control needs an approval: the configuration is not in force on this node, see its log")
+	}
+	return t.View.Config.Settings != nil && t.View.Config.Settings.ControlKeyApproval, nil
 }
 
 // unusedKey refuses the public half of a new provisioning key that the mesh knows already, in whatever part: its holder would be
