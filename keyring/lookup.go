@@ -67,7 +67,9 @@ func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 		}
 	}
 	if len(current) == 0 {
-		current = gone
+		current = slices.DeleteFunc(slices.Clone(gone), func(k *Key) bool {
+			return slices.ContainsFunc(gone, func(o *Key) bool { return o.ID == k.Successor || k.State == KeyPending && o.ID == k.Predecessor })
+		})
 	}
 	switch len(current) {
 	case 0:
