@@ -61,6 +61,12 @@ func TestFindKey(t *testing.T) {
 		"k3": {ID: "k3", Name: "twice", State: keyring.KeyActive},
 		"k4": {ID: "k4", Name: "twice", State: keyring.KeySuspended},
 		"k5": {ID: "k5", Name: "gone", State: keyring.KeyRevoked},
+		"k6": {ID: "k6", Name: "to-be", State: keyring.KeyActive},
+		"k7": {ID: "k7", Name: "to-be", State: keyring.KeyPending, Predecessor: "k6"},
+		"k8": {ID: "k8", Name: "first", State: keyring.KeyRetired, Successor: "k9"},
+		"k9": {ID: "k9", Name: "first", State: keyring.KeyRevoked, Predecessor: "k8"},
+		"ka": {ID: "ka", Name: "leaked", State: keyring.KeyRevoked},
+		"kb": {ID: "kb", Name: "leaked", State: keyring.KeyPending, Predecessor: "ka"},
 	}})
 	for name, tc := range map[string]struct {
 		ask, want string
@@ -69,6 +75,9 @@ func TestFindKey(t *testing.T) {
 		"by id":                 {"k1", "k1", 0},
 		"a name and its newest": {"edge", "k2", 0},
 		"a revoked one":         {"gone", "k5", 0},
+		"the last, revoked":     {"first", "k9", 0},
+		"not one that is to be": {"to-be", "k6", 0},
+		"nor of a revoked one":  {"leaked", "ka", 0},
 		"an ambiguous name":     {"twice", "", fault.Conflict},
 		"an unknown name":       {"x", "", fault.NotFound},
 		"nothing":               {"", "", fault.NotFound},

@@ -30,7 +30,7 @@ func TestWhateverIsDoneToAKey(t *testing.T) {
 		at := now
 		maxUses := rapid.Uint32Range(0, 4).Draw(rt, "max uses")
 		k := issued(t, func(r *keyring.KeyRequest) {
-			r.MaxUses, r.Pending = &maxUses, rapid.Bool().Draw(rt, "pending")
+			r.MaxUses, r.Pending, r.NeedsApproval = &maxUses, rapid.Bool().Draw(rt, "pending"), rapid.Bool().Draw(rt, "needs approval")
 		})
 		first, before := k, k
 		var joined []string
@@ -68,9 +68,13 @@ func TestWhateverIsDoneToAKey(t *testing.T) {
 				return keyring.ReturnUse(k, node, at), nil
 			}),
 			"activate": step(func() (keyring.Key, error) { return keyring.ActivateKey(k, at) }),
-			"suspend":  step(func() (keyring.Key, error) { return keyring.SuspendKey(k, "") }),
-			"resume":   step(func() (keyring.Key, error) { return keyring.ResumeKey(k, at) }),
-			"sweep":    step(func() (keyring.Key, error) { after, _ := keyring.SweepKey(k, at); return after, nil }),
+			"approve": step(func() (keyring.Key, error) {
+				after, _, err := keyring.ApproveKey(k, keyring.ApproveRequest{By: rapid.SampledFrom([]string{"ana", "ben"}).Draw(rt, "by"), Now: at})
+				return after, err
+			}),
+			"suspend": step(func() (keyring.Key, error) { return keyring.SuspendKey(k, "") }),
+			"resume":  step(func() (keyring.Key, error) { return keyring.ResumeKey(k, at) }),
+			"sweep":   step(func() (keyring.Key, error) { after, _ := keyring.SweepKey(k, at); return after, nil }),
 			"rotate": step(func() (keyring.Key, error) {
 				grace := time.Duration(rapid.IntRange(0, 30).Draw(rt, "grace")) * time.Hour
 				after, _, err := keyring.RotateKey(k, keyring.RotateRequest{SuccessorPublicKey: public("next"), Grace: grace, Now: at})
@@ -90,6 +94,9 @@ func TestWhateverIsDoneToAKey(t *testing.T) {
 				}
 				if len(joined) != int(k.Uses) {
 					rt.Fatalf("%d uses for %d joins", k.Uses, len(joined))
+				}
+				if k.NeedsApproval && k.State != keyring.KeyPending && k.State != keyring.KeyRevoked && k.ApprovedBy != "ben" {
+					rt.Fatalf("it is %s, approved by %q, and ana asked for it", k.State, k.ApprovedBy)
 				}
 				if k.ID != first.ID || k.MaxUses != first.MaxUses || k.ExpiresAt != first.ExpiresAt {
 					rt.Fatal("its identity or scope changed")
