@@ -122,6 +122,7 @@ type world struct {
 	clock   *clock
 	trail   *trail
 	founder *joiner
+	admin   keyring.Admin
 	boot    keyring.ProvisioningSecret // control and proxy, 16 uses
 	pin     [32]byte
 }
@@ -145,6 +146,7 @@ func newWorld(t testing.TB) *world {
 	}
 	admin, err := keyring.NewAdmin("ana", public(newKey(t)), w.clock.now())
 	must(t, err)
+	w.admin = admin
 
 	dir := t.TempDir()
 	sealer, err := seal.Create(t.Context(), dir, []string{seal.KeyFileURL(filepath.Join(dir, "seal.key"))})
