@@ -36,6 +36,9 @@ type world struct {
 	last     *iapmeshv1.RelayJoinRequest // guarded by mu
 	nodes    map[string]string           // join id → node id; guarded by mu
 	answer   func(*iapmeshv1.JoinResponse, error) (*iapmeshv1.JoinResponse, error)
+
+	revocations []*iapmeshv1.RelayRevokeByHolderRequest // guarded by mu
+	revoked     func(*iapmeshv1.RelayRevokeByHolderRequest) (*iapmeshv1.RevokeByHolderResponse, error)
 }
 
 func newWorld(t testing.TB) *world {
@@ -136,6 +139,9 @@ func (w *world) serve(cert *tls.Certificate, admit enroll.Admit, locate ...*iapm
 	joins, err := port.Listen(peer.ProtoJoin, peer.Nobody)
 	must(w.t, err)
 	server := enroll.NewServer(admit, func() []*iapmeshv1.ControlNode { return locate }, slog.New(slog.DiscardHandler), nil)
+	if admit != nil {
+		server.Revoke = w.revoke
+	}
 	w.run(port.Run) // ends last: it closes the server's listener
 	w.run(func(ctx context.Context) error { return server.Run(ctx, joins) })
 	return l.Addr().String()
