@@ -45,10 +45,10 @@ func ApproveKey(k Key, r ApproveRequest) (approved Key, predecessor *Key, err er
 		switch {
 		case p == nil || p.ID != k.Predecessor:
 			return k, nil, fault.New(fault.Internal, "key %s: approve: without its predecessor %s", k.ID, k.Predecessor)
-		case !p.rotates():
+		case !p.succeedable():
 			return k, nil, fault.New(fault.Conflict, "key %s: approve: key %s, which it is to succeed, is %s meanwhile", k.ID, p.ID, p.State)
 		}
-		retired := retire(*p, k.ID, k.ApprovalGrace, r.Now)
+		retired := retire(*p, &k, k.ApprovalGrace, r.Now)
 		predecessor = &retired
 	}
 	approved = k

@@ -75,42 +75,51 @@ type RotateRequest struct {
 // RotateKey makes the key's successor, of the same name and scope with all uses before it, and sends the key into retirement.
 // Only active, exhausted and expired keys rotate. Where the successor needs an approval, the key stays as it is until then.
 func RotateKey(k Key, r RotateRequest) (predecessor, successor Key, err error) {
-	if !k.rotates() {
+	if !k.succeedable() {
 		return k, Key{}, keyConflict(&k, "rotate")
 	}
 	if r.Grace < 0 || r.Grace > MaxGrace {
 		return k, Key{}, fault.New(fault.Invalid, "grace: %v, want at most %v", r.Grace, MaxGrace)
 	}
-	ttl := r.TTL
-	if ttl == 0 {
-		ttl = k.ExpiresAt.Sub(k.NotBefore)
-	}
-	successor, err = IssueKey(KeyRequest{
-		PublicKey: r.SuccessorPublicKey, Name: k.Name, Grants: k.Grants, Regions: k.Regions, RouteSelector: k.RouteSelector,
-		SourceCIDRs: k.SourceCIDRs, TTL: ttl, MaxUses: &k.MaxUses, MaxActive: k.MaxActive,
-		NeedsApproval: r.NeedsApproval, By: r.By, Now: r.Now,
-	})
-	if err != nil {
+	if successor, err = succeed(&k, r); err != nil {
 		return k, Key{}, err
 	}
-	if successor.ID == k.ID {
-		return k, Key{}, fault.New(fault.Invalid, "successor_public_key: key %s cannot succeed itself", k.ID)
-	}
-	successor.Predecessor = k.ID
 	if r.NeedsApproval {
 		successor.ApprovalGrace = r.Grace
 		return k, successor, nil
 	}
-	return retire(k, successor.ID, r.Grace, r.Now), successor, nil
+	return retire(k, &successor, r.Grace, r.Now), successor, nil
 }
 
-func (k *Key) rotates() bool {
+// succeedable reports whether the key's state lets it be rotated.
+func (k *Key) succeedable() bool {
 	return k.State == KeyActive || k.State == KeyExhausted || k.State == KeyExpired
 }
 
-// retire lets a key give way to its successor.
-func retire(k Key, successor string, grace time.Duration, now time.Time) Key {
-	k.State, k.Successor, k.GraceUntil = KeyRetiring, successor, now.Add(grace)
+// succeed makes the record of a key's successor: of the same name and scope, with all uses before it.
+func succeed(k *Key, r RotateRequest) (Key, error) {
+	ttl := r.TTL
+	if ttl == 0 {
+		ttl = k.ExpiresAt.Sub(k.NotBefore)
+	}
+	successor, err := IssueKey(KeyRequest{
+		PublicKey: r.SuccessorPublicKey, Name: k.Name, Grants: k.Grants, Regions: k.Regions, RouteSelector: k.RouteSelector,
+		SourceCIDRs: k.SourceCIDRs, TTL: ttl, MaxUses: &k.MaxUses, MaxActive: k.MaxActive, NeedsApproval: r.NeedsApproval, By: r.By, Now: r.Now,
+	})
+	if err != nil {
+		return Key{}, err
+	}
+	if successor.ID == k.ID {
+		return Key{}, fault.New(fault.Invalid, "successor_public_key: key %s cannot succeed itself", k.ID)
+	}
+	successor.Predecessor = k.ID
+	return successor, nil
+}
+
+// retire sends a key into retirement behind its successor.
+func retire(k Key, successor *Key, grace time.Duration, now time.Time) Key {
+	k.Successor, k.GraceUntil = successor.ID, now.Add(grace)
+	k.State = KeyRetiring
 	if grace == 0 {
 		k.State = KeyRetired
 	}

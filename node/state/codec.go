@@ -34,6 +34,14 @@ func Time(s *timestamppb.Timestamp) time.Time {
 	return s.AsTime()
 }
 
+// span writes a time span; none is nil.
+func span(d time.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(d)
+}
+
 // RevisionProto writes a revision.
 func RevisionProto(r revision.Revision) *iapmeshv1.Revision {
 	return &iapmeshv1.Revision{Epoch: r.Epoch, Index: r.Index}
@@ -70,10 +78,7 @@ func KeyProto(k *keyring.Key) *iapmeshv1.ProvisioningKey {
 		NotBefore: Stamp(k.NotBefore), ExpiresAt: Stamp(k.ExpiresAt), MaxUses: k.MaxUses, MaxActive: k.MaxActive, Uses: k.Uses,
 		State: keyStates.proto(k.State), Predecessor: k.Predecessor, Successor: k.Successor, GraceUntil: Stamp(k.GraceUntil),
 		CreatedBy: k.CreatedBy, CreatedAt: Stamp(k.CreatedAt), Reason: k.Reason, Cascade: cascades.proto(k.Cascade), RevokedAt: Stamp(k.RevokedAt),
-		NeedsApproval: k.NeedsApproval, ApprovedBy: k.ApprovedBy, ApprovedAt: Stamp(k.ApprovedAt), RevokedBy: k.RevokedBy,
-	}
-	if k.ApprovalGrace != 0 {
-		p.ApprovalGrace = durationpb.New(k.ApprovalGrace)
+		NeedsApproval: k.NeedsApproval, ApprovedBy: k.ApprovedBy, ApprovedAt: Stamp(k.ApprovedAt), ApprovalGrace: span(k.ApprovalGrace), RevokedBy: k.RevokedBy,
 	}
 	for _, c := range k.SourceCIDRs {
 		p.SourceCidrs = append(p.SourceCidrs, c.String())
