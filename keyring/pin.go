@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -60,7 +61,7 @@ func VerifyPinnedNode(chain []*x509.Certificate, pin [sha256.Size]byte, now time
 		Roots: roots, Intermediates: intermediates, CurrentTime: tolerant(leaf, now),
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}); err != nil {
-		return ID{}, fault.New(fault.Unauthenticated, "server: certificate: %w", err)
+		return ID{}, fault.New(fault.Unauthenticated, "server: certificate: %w", sayIfClock(err, leaf, now))
 	}
 	id, err := ParseID(leaf)
 	if err != nil {
@@ -73,6 +74,15 @@ func VerifyPinnedNode(chain []*x509.Certificate, pin [sha256.Size]byte, now time
 		return ID{}, fault.New(fault.Unauthenticated, "server: %s is outside the root's trust domain", id)
 	}
 	return id, nil
+}
+
+// sayIfClock adds, where a certificate is not valid now, what a person can hold his clock against.
+func sayIfClock(err error, leaf *x509.Certificate, now time.Time) error {
+	var invalid x509.CertificateInvalidError
+	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired {
+		return err
+	}
+	return fmt.Errorf("%w; it holds from %s to %s, and here it is %s: is this machine's clock right?", err, stamp(leaf.NotBefore), stamp(leaf.NotAfter), stamp(now))
 }
 
 // tolerant moves now into the certificate's validity if it misses it by no more than the skew.

@@ -48,7 +48,7 @@ func TestVerifyPinnedRefuses(t *testing.T) {
 		"an administrator":             {chain{c.admin(t, "ana"), c.Certificate}, keyring.Pin(c.Certificate), now, "key usage"},
 		"the root itself":              {chain{c.Certificate, c.Certificate}, keyring.Pin(c.Certificate), now, "is a CA's"},
 		"the leaf pinned":              {chain{control, control}, keyring.Pin(control), now, "not in its chain"},
-		"expired":                      {chain{control, c.Certificate}, keyring.Pin(c.Certificate), now.Add(24*time.Hour + 61*time.Second), "expired"},
+		"expired":                      {chain{control, c.Certificate}, keyring.Pin(c.Certificate), now.Add(24*time.Hour + 61*time.Second), "is this machine's clock right?"},
 		"not yet valid":                {chain{control, c.Certificate}, keyring.Pin(c.Certificate), now.Add(-5*time.Minute - 61*time.Second), "not yet valid"},
 	} {
 		_, err := keyring.VerifyPinned(tc.chain, tc.pin, tc.at)

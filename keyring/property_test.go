@@ -206,7 +206,7 @@ func TestWhateverIsDoneToSessionKeys(t *testing.T) {
 			"promote":     on(func(k keyring.SigningKey) ([]keyring.SigningKey, error) { return keyring.Promote(k, keys, at) }),
 			"stop":        on(func(k keyring.SigningKey) ([]keyring.SigningKey, error) { return one(keyring.StopSigning(k, at)) }),
 			"sweep": on(func(k keyring.SigningKey) ([]keyring.SigningKey, error) {
-				after, _ := keyring.SweepSigningKey(k, at)
+				after, _ := keyring.SweepSigningKey(k, k.StateSince, at)
 				return one(after, nil)
 			}),
 			"destroy": on(func(k keyring.SigningKey) ([]keyring.SigningKey, error) { return one(keyring.DestroySigningKey(k, at)) }),

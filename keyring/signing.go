@@ -144,7 +144,7 @@ func Promote(next SigningKey, keys map[string]*SigningKey, now time.Time) ([]Sig
 func stopSigning(k SigningKey, now time.Time) SigningKey {
 	k = k.to(SigningVerifyOnly, now)
 	k.RotateRequested = false
-	k.RetireAt = now.Add(k.Kind.TokenLife() + Skew)
+	k.RetireAt = lastToken(k.Kind, now)
 	return k
 }
 
@@ -166,11 +166,18 @@ func RequestRotation(k SigningKey) (SigningKey, error) {
 }
 
 // SweepSigningKey does what time does: verify_only → retired once the last token is over. It reports whether anything changed.
-func SweepSigningKey(k SigningKey, now time.Time) (SigningKey, bool) {
-	if k.State == SigningVerifyOnly && !now.Before(k.RetireAt) {
-		return k.to(SigningRetired, now), true
+// knownSince is since when whoever signed with the key was seen to know that it no longer does; zero: not yet. One that is cut off
+// goes on signing, and what it signs must verify; of one that is gone, StateSince is soon enough.
+func SweepSigningKey(k SigningKey, knownSince, now time.Time) (SigningKey, bool) {
+	if k.State != SigningVerifyOnly || now.Before(k.RetireAt) || knownSince.IsZero() || now.Before(lastToken(k.Kind, knownSince)) {
+		return k, false
 	}
-	return k, false
+	return k.to(SigningRetired, now), true
+}
+
+// lastToken is when the last token is over that was signed before stopped.
+func lastToken(kind SigningKind, stopped time.Time) time.Time {
+	return stopped.Add(kind.TokenLife() + Skew)
 }
 
 // DestroySigningKey records that the private half of a retired key is gone.

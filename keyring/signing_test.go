@@ -233,10 +233,16 @@ func TestAKeyVerifiesUntilItsLastTokenIsOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	end := now.Add(61 * time.Minute)
-	if _, changed := keyring.SweepSigningKey(k, end.Add(-time.Second)); changed || !k.Verifies() {
-		t.Error("it is retired while tokens stand")
+	for name, tc := range map[string]struct{ known, at time.Time }{
+		"while tokens stand":                          {now, end.Add(-time.Second)},
+		"while its holder may still sign":             {time.Time{}, end.Add(time.Hour)},
+		"while what it signed in ignorance may stand": {now.Add(time.Hour), end.Add(time.Hour - time.Second)},
+	} {
+		if _, changed := keyring.SweepSigningKey(k, tc.known, tc.at); changed || !k.Verifies() {
+			t.Errorf("it is retired %s", name)
+		}
 	}
-	if after, changed := keyring.SweepSigningKey(k, end); !changed || after.State != keyring.SigningRetired || after.Verifies() {
+	if after, changed := keyring.SweepSigningKey(k, now, end); !changed || after.State != keyring.SigningRetired || after.Verifies() {
 		t.Errorf("it is %s after its last token", after.State)
 	}
 }

@@ -29,7 +29,12 @@ func TestMain(m *testing.M) {
 // TestScripts runs testdata/*.txtar: command lines as people type them, in processes of their own, against real nodes.
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	testscript.Run(t, testscript.Params{
+	testscript.Run(t, scriptParams())
+}
+
+// scriptParams is what all scripts run in.
+func scriptParams() testscript.Params {
+	return testscript.Params{
 		Dir:      "testdata",
 		Deadline: time.Now().Add(2 * time.Minute), // a node that joins where it should not would run for ever
 		Setup: func(env *testscript.Env) error {
@@ -44,7 +49,7 @@ func TestScripts(t *testing.T) {
 			"status1":     exits(1),
 			"status2":     exits(2),
 		},
-	})
+	}
 }
 
 // addresses NAME…: sets each variable to a free address on loopback.

@@ -73,6 +73,7 @@ type Controller struct {
 	clock    time.Time            // the latest time written; guarded by mu
 	signOuts signOuts             // how often each node may end sessions
 	steady   map[string]time.Time // control candidate → since when it reports; leader's loop only
+	stopped  map[string]time.Time // session key that verifies only → since when its holder knows; leader's loop only
 }
 
 // New makes a Controller.
@@ -89,7 +90,7 @@ func New(cfg Config) *Controller {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	return &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}}
+	return &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}, stopped: map[string]time.Time{}}
 }
 
 // Run seeks leadership and leads, until ctx ends.

@@ -14,6 +14,7 @@ import (
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/keyring/seal"
 	"github.com/iapmesh/iapmesh/node/control"
+	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
@@ -303,8 +304,37 @@ func TestASessionKeySignsOnceAllLiveNodesHaveIt(t *testing.T) {
 	if rs := w.trail.with(audit.KindRotation, "kid", kid); len(rs) != 1 || rs[0].Detail["to"] != "active" {
 		t.Errorf("records: %+v", rs)
 	}
-	w.clock.advance(keyring.SessionTokenLife + 2*keyring.Skew)
-	w.eventually("its predecessor's end", func() bool { return w.view().Keyring.SigningKeys[first.KID].State == keyring.SigningDestroyed })
+	w.eventually("its predecessor's end", func() bool {
+		w.clock.advance(keyring.Skew)
+		return w.view().Keyring.SigningKeys[first.KID].State == keyring.SigningDestroyed
+	})
+}
+
+// A node that is cut off goes on signing with the key that the mesh thinks it has put down: what it signs verifies until an hour after
+// it has heard of that.
+func TestAKeyOutlivesItsHoldersIgnorance(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	away, near := w.joined(w.boot, "away", "eu-west"), w.joined(w.boot, "near", "eu-west")
+	old := map[*joiner]string{}
+	stop := w.serves(away)
+	for _, j := range []*joiner{away, near} {
+		old[j] = w.view().Keyring.ActiveSessionKey(j.id()).KID
+		next := newKey(t)
+		_, err := w.AnnounceSigningKey(t.Context(), j.id(), &iapmeshv1.AnnounceSigningKeyRequest{PublicKey: public(next), Proof: sign(next, j.id())})
+		must(t, err)
+	}
+	w.Reports.Set(away.id(), &iapmeshv1.NodeReport{Revision: state.RevisionProto(w.view().Revision)}) // both are announced there, and it is cut off just then
+	is := func(j *joiner) keyring.SigningState { return w.view().Keyring.SigningKeys[old[j]].State }
+	w.eventually("the end of the key whose holder knows", func() bool { w.clock.advance(keyring.Skew); return is(near) == keyring.SigningDestroyed })
+	w.clock.advance(3 * time.Hour)
+	if is(away) != keyring.SigningVerifyOnly {
+		t.Errorf("a key is %s while its holder may still sign with it", is(away))
+	}
+	stop()
+	stop = w.serves()
+	defer stop()
+	w.eventually("its end, once its holder knows", func() bool { w.clock.advance(keyring.Skew); return is(away) == keyring.SigningDestroyed })
 }
 
 func TestAssertionKeysRotate(t *testing.T) {

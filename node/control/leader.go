@@ -85,11 +85,12 @@ func (c *Controller) moveSigningKeys(ctx context.Context, v *state.View) error {
 				return keyring.Promote(*k, t.View.Keyring.SigningKeys, t.Now)
 			}
 		case keyring.SigningVerifyOnly:
-			if _, over := keyring.SweepSigningKey(*k, c.now()); !over {
+			known := c.signerKnows(v, k)
+			if _, over := keyring.SweepSigningKey(*k, known, c.now()); !over {
 				continue
 			}
 			move = func(t *tx, k *keyring.SigningKey) ([]keyring.SigningKey, error) {
-				swept, _ := keyring.SweepSigningKey(*k, t.Now)
+				swept, _ := keyring.SweepSigningKey(*k, known, t.Now)
 				return []keyring.SigningKey{swept}, nil
 			}
 		case keyring.SigningRetired:
@@ -134,6 +135,23 @@ func (c *Controller) moveSigningKey(ctx context.Context, kid string, move func(*
 		}
 	}
 	return nil
+}
+
+// signerKnows says since when the holder of a session key was seen to know that it signs no more: by its first report from a view that
+// holds the record. A leader that is new hears it anew. An assertion key has many holders, and tokens of minutes.
+func (c *Controller) signerKnows(v *state.View, k *keyring.SigningKey) time.Time {
+	holder := v.Keyring.Nodes[k.Node]
+	if k.Kind != keyring.SigningSession || holder == nil || !holder.Trusted() {
+		return k.StateSince
+	}
+	report, heard := c.Reports.Get(holder.ID)
+	switch {
+	case !heard || state.RevisionOf(report.GetRevision()).Before(k.Revision):
+		delete(c.stopped, k.KID)
+	case c.stopped[k.KID].IsZero():
+		c.stopped[k.KID] = report.At
+	}
+	return c.stopped[k.KID]
 }
 
 // destroy drops the private half of a retired assertion key from the state; a session key's lies with its node, which deletes it

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/resource"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -195,4 +196,12 @@ func (m *Mesh) Records(query *iapmeshv1.QueryRequest) []*iapmeshv1.QueryResponse
 		}
 	}))
 	return out
+}
+
+// NewSecret makes a provisioning key that pins the mesh's root. The mesh does not know it until it is issued.
+func (m *Mesh) NewSecret() keyring.ProvisioningSecret {
+	m.t.Helper()
+	secret, err := keyring.GenerateKey(m.founded.Bootstrap.Pin(), nil)
+	m.must("make a key", err)
+	return secret
 }
