@@ -71,6 +71,7 @@ StopSigning              verify_only verify_only !conflict   !conflict   !confli
 RequestRotation          !conflict   -           !conflict   !conflict   !conflict   !conflict
 SweepSigningKey          -           -           -           -           -           -
 SweepSigningKey/late     -           -           retired     -           -           -
+SweepSigningKey/unaware  -           -           -           -           -           -
 DestroySigningKey        !conflict   !conflict   !conflict   destroyed   !conflict   !conflict
 RevokeSigningKey         revoked     revoked     revoked     !conflict   !conflict   -
 `
@@ -201,8 +202,8 @@ func TestNodeMatrix(t *testing.T) {
 func TestSigningKeyMatrix(t *testing.T) {
 	t.Parallel()
 	type key = keyring.SigningKey
-	sweep := func(at time.Time) func(key) (key, error) {
-		return func(k key) (key, error) { after, _ := keyring.SweepSigningKey(k, at); return after, nil }
+	sweep := func(knownSince, at time.Time) func(key) (key, error) {
+		return func(k key) (key, error) { after, _ := keyring.SweepSigningKey(k, knownSince, at); return after, nil }
 	}
 	machine[key]{
 		matrix: signingMatrix, states: "SigningState", of: "SigningKey",
@@ -220,12 +221,13 @@ func TestSigningKeyMatrix(t *testing.T) {
 				}
 				return changed[0], nil
 			},
-			"StopSigning":          func(k key) (key, error) { return keyring.StopSigning(k, now) },
-			"RequestRotation":      keyring.RequestRotation,
-			"SweepSigningKey":      sweep(now),
-			"SweepSigningKey/late": sweep(now.Add(2 * time.Hour)),
-			"DestroySigningKey":    func(k key) (key, error) { return keyring.DestroySigningKey(k, now) },
-			"RevokeSigningKey":     func(k key) (key, error) { return keyring.RevokeSigningKey(k, "", now) },
+			"StopSigning":             func(k key) (key, error) { return keyring.StopSigning(k, now) },
+			"RequestRotation":         keyring.RequestRotation,
+			"SweepSigningKey":         sweep(now, now),
+			"SweepSigningKey/late":    sweep(now, now.Add(2*time.Hour)),
+			"SweepSigningKey/unaware": sweep(time.Time{}, now.Add(2*time.Hour)),
+			"DestroySigningKey":       func(k key) (key, error) { return keyring.DestroySigningKey(k, now) },
+			"RevokeSigningKey":        func(k key) (key, error) { return keyring.RevokeSigningKey(k, "", now) },
 		},
 	}.check(t)
 }
