@@ -23,6 +23,9 @@ func explainJoin(err error) error {
 	case fault.Exhausted:
 		return hint(err, "Ask an administrator for another key: iapmesh key issue.")
 	case fault.Denied:
+		if strings.Contains(err.Error(), "awaits the approval of another administrator") {
+			return hint(err, "Ask that administrator's colleague to look at the key and approve it (iapmesh key approve), then start this node again.")
+		}
 		return hint(err, "Ask an administrator what the key allows (iapmesh key show ID), or for another one (iapmesh key issue).")
 	case fault.Unauthenticated:
 		return hint(err, "Either the addresses of --join lead to another mesh than the key's, or something between here and there terminates TLS, or the mesh does not know the key.")

@@ -70,11 +70,11 @@ func newKeyApproveCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "approve KEY", Short: "Approve a key that awaits a second administrator",
 		Long: `Approve a key that another administrator has asked for: until then it admits nobody. Look at it first, with iapmesh key show: what
-it grants, where, and for how long. A successor takes over with its approval, and its predecessor retires after the grace that was
-asked for.
+it grants, where, and for how long; then name it by its id, which stands for what you have looked at as a name does not. A successor
+takes over with its approval, and its predecessor retires after the grace that was asked for.
 
 Keys that grant control need it where Settings say control_key_approval, others where they were issued with --needs-approval.`,
-		Example: "  iapmesh key approve control-nodes --profile bob",
+		Example: "  iapmesh key show control-nodes --profile bob\n  iapmesh key approve kzdvvj2umnduyauf --profile bob",
 		Args:    exactArgs("KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			resp, err := unary(cmd.Context(), c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.ApproveKey, &iapmeshv1.ApproveKeyRequest{Key: args[0]})

@@ -152,6 +152,8 @@ func latestTime(v *state.View) time.Time {
 	}
 	for _, k := range v.Keyring.Keys {
 		see(k.CreatedAt)
+		see(k.ApprovedAt)
+		see(k.RevokedAt)
 	}
 	for _, k := range v.Keyring.SigningKeys {
 		see(k.StateSince)
