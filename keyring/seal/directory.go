@@ -24,7 +24,7 @@ const FileName = "seal.json"
 
 const (
 	maxFile        = 64 << 10
-	maxURLs        = 8    // keepers of one directory
+	MaxURLs        = 8    // keepers of one directory
 	maxFileWraps   = 32   // in seal.json: while keepers change, it holds those of before beside those to come
 	maxFileWrapped = 4096 // bytes of one wrap: an RSA key of 16384 bits makes 2048
 )
@@ -66,8 +66,8 @@ func Open(ctx context.Context, dir string, urls []string) (*Sealer, error) {
 // names and that is missing is made. Any one of the keepers opens the directory later. Conflict: the directory is sealed already.
 // Unavailable: a keeper does not answer now.
 func (d Directory) Create(ctx context.Context) (*Sealer, error) {
-	if len(d.URLs) == 0 || len(d.URLs) > maxURLs {
-		return nil, fault.New(fault.Invalid, "seal: %d URLs, want 1 to %d", len(d.URLs), maxURLs)
+	if len(d.URLs) == 0 || len(d.URLs) > MaxURLs {
+		return nil, fault.New(fault.Invalid, "seal: %d URLs, want 1 to %d", len(d.URLs), MaxURLs)
 	}
 	path := filepath.Join(d.Path, FileName)
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {

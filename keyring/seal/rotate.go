@@ -163,8 +163,8 @@ func (d Directory) targets(to []string, f file) ([]string, error) {
 			}
 		}
 	}
-	if len(to) > maxURLs {
-		return nil, fault.New(fault.Invalid, "seal: %d URLs, want 1 to %d", len(to), maxURLs)
+	if len(to) > MaxURLs {
+		return nil, fault.New(fault.Invalid, "seal: %d URLs, want 1 to %d", len(to), MaxURLs)
 	}
 	for i, raw := range to {
 		if err := d.ValidURL(raw); err != nil {
