@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"audit":             {fault, "internal/identity"},
 
 	// Adapters: disks, wires, engines.
+	"keyring/kms":       {fault},
 	"audit/spool":       {"audit", proto, fault},
 	"audit/collect":     {"audit", "audit/spool", proto, fault},
 	"cluster/store":     {fault},
@@ -62,7 +63,7 @@ var mayImport = map[string][]string{
 
 	// The whole.
 	"node": {
-		fault, proto, "internal/profile", "internal/identity", "keyring", "keyring/seal", "policy", "audit", "audit/spool", "audit/collect",
+		fault, proto, "internal/profile", "internal/identity", "keyring", "keyring/kms", "keyring/seal", "policy", "audit", "audit/spool", "audit/collect",
 		"cluster/store", "cluster/peer", "cluster/raftstore", "cluster/etcdstore", "cluster/replica", "cluster/gossip", "cluster/enroll",
 		"node/resource", "node/state", "node/session", "node/assertion", "node/login", "node/proxy", "node/tunnel", "node/control", "node/admin", "node/console",
 	},

@@ -30,7 +30,7 @@ type Config struct {
 	Advertise Advertise `yaml:"advertise"`
 	Join      Join      `yaml:"join"`
 	TLS       TLS       `yaml:"tls"`
-	Seal      []string  `yaml:"seal"` // keepers of the data key; default: the file seal.key in data_dir
+	Seal      []string  `yaml:"seal"` // URLs of the keepers of the data key; default: the file seal.key in data_dir
 	Audit     Audit     `yaml:"audit"`
 	Log       Log       `yaml:"log"`
 	Control   Control   `yaml:"control"`
@@ -184,6 +184,7 @@ func (c *Config) Validate() error {
 	if c.HasRole(keyring.RoleProxy) && len(c.TLS.Certificates) == 0 {
 		bad("tls.certificates: a proxy needs at least one")
 	}
+	errs = append(errs, c.validateSeal())
 	for i, f := range c.TLS.Certificates {
 		if f.CertFile == "" || f.KeyFile == "" {
 			bad("tls.certificates[%d]: want cert_file and key_file", i)

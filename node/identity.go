@@ -78,7 +78,7 @@ func openIdentity(ctx context.Context, c *Config) (*identity, error) {
 	_, err := os.Stat(filepath.Join(c.DataDir, identityFile))
 	switch {
 	case err == nil:
-		return readIdentity(ctx, c.DataDir, c.Seal)
+		return readIdentity(ctx, c)
 	case errors.Is(err, fs.ErrNotExist):
 		return newIdentity(ctx, c)
 	}
@@ -86,13 +86,9 @@ func openIdentity(ctx context.Context, c *Config) (*identity, error) {
 }
 
 func newIdentity(ctx context.Context, c *Config) (*identity, error) {
-	keepers := c.Seal
-	if len(keepers) == 0 {
-		keepers = []string{seal.KeyFileURL(filepath.Join(c.DataDir, "seal.key"))}
-	}
-	sealer, err := seal.Create(ctx, c.DataDir, keepers)
+	sealer, err := c.newSealed().Create(ctx)
 	if fault.Is(err, fault.Conflict) {
-		sealer, err = seal.Open(ctx, c.DataDir, c.Seal) // an attempt that ended between the seal and the identity
+		sealer, err = c.sealed().Open(ctx) // an attempt that ended between the seal and the identity
 	}
 	if err != nil {
 		return nil, err
@@ -117,8 +113,9 @@ func random(n int) []byte {
 	return b
 }
 
-func readIdentity(ctx context.Context, dir string, keepers []string) (*identity, error) {
-	sealer, err := seal.Open(ctx, dir, keepers)
+func readIdentity(ctx context.Context, c *Config) (*identity, error) {
+	dir := c.DataDir
+	sealer, err := c.sealed().Open(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ func Leave(ctx context.Context, c Config, env Env) (*Left, error) {
 	if _, err := os.Stat(filepath.Join(c.DataDir, identityFile)); errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.Invalid, "%s holds no node: nothing to leave", c.DataDir)
 	}
-	id, err := readIdentity(ctx, c.DataDir, c.Seal)
+	id, err := readIdentity(ctx, &c)
 	if err != nil {
 		return nil, err
 	}

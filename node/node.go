@@ -52,7 +52,7 @@ type Node struct {
 	started   time.Time
 }
 
-// New reads the node's identity, or makes one; it needs no network.
+// New reads the node's identity, or makes one. It needs no network, except where a service keeps its seal: it waits for that.
 func New(ctx context.Context, c Config, logger *slog.Logger) (*Node, error) {
 	return NewIn(ctx, c, Env{Logger: logger})
 }
@@ -75,7 +75,8 @@ func NewIn(ctx context.Context, c Config, env Env) (*Node, error) {
 	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
 		return nil, fault.New(fault.Invalid, "data_dir: %w", err)
 	}
-	id, err := openIdentity(ctx, &c)
+	logger := env.Logger.With("node", c.Name, "region", c.Region)
+	id, err := awaitIdentity(ctx, &c, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +89,7 @@ func NewIn(ctx context.Context, c Config, env Env) (*Node, error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return &Node{
-		env: env, config: c, addresses: addresses, logger: env.Logger.With("node", c.Name, "region", c.Region), registry: registry, id: id, started: env.Now(),
+		env: env, config: c, addresses: addresses, logger: logger, registry: registry, id: id, started: env.Now(),
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -28,13 +29,15 @@ func newCheckCommand(c *cli) *cobra.Command {
 			if err := required(cmd, "config"); err != nil {
 				return err
 			}
-			problems, err := c.check(file)
+			problems, config, err := c.check(file)
 			if err != nil {
 				return err
 			}
 			if len(problems) == 0 {
-				fmt.Fprintf(c.stdout, "%s: OK\n", file)
-				return nil
+				if problems = c.checkSeal(cmd.Context(), file, config); len(problems) == 0 {
+					fmt.Fprintf(c.stdout, "%s: OK\n", file)
+					return nil
+				}
 			}
 			for _, p := range problems {
 				fmt.Fprintln(c.stderr, p)
@@ -46,15 +49,16 @@ func newCheckCommand(c *cli) *cobra.Command {
 	return cmd
 }
 
-// check returns every problem of a node.yaml with its place. The error says that there is nothing to check.
-func (c *cli) check(name string) ([]string, error) {
+// check returns every problem of a node.yaml with its place, and what it says. The error says that there is nothing to check.
+func (c *cli) check(name string) ([]string, node.Config, error) {
+	config := node.DefaultConfig()
 	data, err := c.readInput(name, node.MaxConfig)
 	if err != nil {
-		return nil, err
+		return nil, config, err
 	}
 	tree, err := parser.ParseBytes(data, 0)
 	if err != nil {
-		return []string{name + ": " + yaml.FormatError(err, false, true)}, nil
+		return []string{name + ": " + yaml.FormatError(err, false, true)}, config, nil
 	}
 	var problems []problem
 	if len(tree.Docs) > 1 {
@@ -65,17 +69,44 @@ func (c *cli) check(name string) ([]string, error) {
 		body = tree.Docs[0].Body
 	}
 	problems = append(problems, unknownFields(body, reflect.TypeFor[node.Config](), "")...)
-	config := node.DefaultConfig()
 	if body != nil {
 		if err := yaml.NodeToValue(body, &config); err != nil { // not strict: what is unknown is listed above
 			problems = append(problems, problem{text: yaml.FormatError(err, false, true)})
-			return format(name, problems), nil // of values that were not read, nothing more can be said
+			return format(name, problems), config, nil // of values that were not read, nothing more can be said
 		}
 	}
 	for _, err := range flatten(config.Validate()) {
 		problems = append(problems, problem{line: lineOf(body, err.Error()), text: err.Error()})
 	}
-	return format(name, problems), nil
+	return format(name, problems), config, nil
+}
+
+// checkSeal says whether the data directory opens: to standard output, and what keeps the node from starting as a problem. A directory
+// that is not sealed yet, or is not for this user to read, is none: the file may be for another machine.
+func (c *cli) checkSeal(ctx context.Context, file string, config node.Config) (problems []string) {
+	wraps, err := c.sealWraps(ctx, config.DataDir, config.Seal)
+	switch {
+	case fault.Is(err, fault.NotFound), fault.Is(err, fault.Denied):
+		fmt.Fprintf(c.stdout, "%s: seal: not tried: %v\n", file, err)
+		return nil
+	case err != nil:
+		return []string{fmt.Sprintf("%s: seal: %v", file, err)}
+	}
+	opens := false
+	for _, w := range wraps {
+		opens = opens || w.Opens
+	}
+	for _, w := range wraps {
+		switch {
+		case w.Opens:
+			fmt.Fprintf(c.stdout, "%s: seal: %s opens %s\n", file, w.Keeper, config.DataDir)
+		case opens:
+			fmt.Fprintf(c.stdout, "%s: seal: %s does not open %s now: %s\n", file, w.Keeper, config.DataDir, w.Error)
+		default:
+			problems = append(problems, fmt.Sprintf("%s: seal: %s does not open %s now: %s", file, w.Keeper, config.DataDir, w.Error))
+		}
+	}
+	return problems
 }
 
 type problem struct {

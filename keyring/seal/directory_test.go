@@ -147,17 +147,17 @@ func TestOpenRefuses(t *testing.T) {
 		says  string
 	}{
 		"a directory that is not sealed": {func(_ *testing.T, dir string) error { return os.Remove(json(dir)) }, fault.NotFound, "not there"},
-		"a key that others can read":     {func(_ *testing.T, dir string) error { return os.Chmod(key(dir), 0o640) }, fault.Unavailable, "0600"},
-		"a key that others can write":    {func(_ *testing.T, dir string) error { return os.Chmod(key(dir), 0o602) }, fault.Unavailable, "0600"},
-		"a key that is gone":             {func(_ *testing.T, dir string) error { return os.Remove(key(dir)) }, fault.Unavailable, "not there"},
-		"a key that is cut":              {func(_ *testing.T, dir string) error { return os.Truncate(key(dir), 31) }, fault.Unavailable, "31 bytes"},
-		"another key":                    {func(_ *testing.T, dir string) error { return os.WriteFile(key(dir), make([]byte, 32), 0o600) }, fault.Unavailable, "unwrap"},
+		"a key that others can read":     {func(_ *testing.T, dir string) error { return os.Chmod(key(dir), 0o640) }, fault.Invalid, "0600"},
+		"a key that others can write":    {func(_ *testing.T, dir string) error { return os.Chmod(key(dir), 0o602) }, fault.Invalid, "0600"},
+		"a key that is gone":             {func(_ *testing.T, dir string) error { return os.Remove(key(dir)) }, fault.Invalid, "not there"},
+		"a key that is cut":              {func(_ *testing.T, dir string) error { return os.Truncate(key(dir), 31) }, fault.Invalid, "31 bytes"},
+		"another key":                    {func(_ *testing.T, dir string) error { return os.WriteFile(key(dir), make([]byte, 32), 0o600) }, fault.Invalid, "unwrap"},
 		"a directory for a key": {func(_ *testing.T, dir string) error {
 			if err := os.Remove(key(dir)); err != nil {
 				return err
 			}
 			return os.Mkdir(key(dir), 0o700)
-		}, fault.Unavailable, "regular"},
+		}, fault.Invalid, "regular"},
 		"a huge seal.json":            {func(_ *testing.T, dir string) error { return os.Truncate(json(dir), 1<<20) }, fault.Invalid, "more than"},
 		"a seal.json of another kind": {func(_ *testing.T, dir string) error { return os.WriteFile(json(dir), []byte(`{"version":2}`), 0o600) }, fault.Invalid, "version 2"},
 		"a field it does not know": {func(_ *testing.T, dir string) error {

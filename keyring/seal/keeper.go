@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"gocloud.dev/secrets"
@@ -37,39 +39,87 @@ func shown(raw string) string {
 	case scheme == localsecrets.Scheme:
 		return scheme + "://"
 	}
+	if u, err := url.Parse(raw); err != nil || u.User != nil {
+		return scheme + "://…" // openKeeper refuses it; what is in there may be a password
+	}
 	return raw
 }
 
-// openKeeper opens the keeper that a URL names: file://<path of a key file, relative to dir or absolute> or base64key://<key>.
-// Its errors do not quote what might be a key. The KMS keepers of gocloud.dev join here, by their URLOpener and a line each.
-func openKeeper(ctx context.Context, dir, raw string) (*secrets.Keeper, error) {
+// local reports whether the key of a keeper is at hand, and no service holds it.
+func local(raw string) bool {
+	scheme, _, _ := strings.Cut(raw, "://")
+	return scheme == keyFileScheme || scheme == localsecrets.Scheme
+}
+
+// ValidURL checks the form of a keeper's URL, and that its scheme is known; it asks nobody. It does not quote what might be a key.
+func (d Directory) ValidURL(raw string) error {
 	if len(raw) > maxURL {
-		return nil, fault.New(fault.Invalid, "seal URL: %d bytes, at most %d", len(raw), maxURL)
+		return fault.New(fault.Invalid, "seal URL: %d bytes, at most %d", len(raw), maxURL)
 	}
 	scheme, rest, _ := strings.Cut(raw, "://")
-	if scheme == localsecrets.Scheme && rest == "" {
-		return nil, fault.New(fault.Invalid, "seal %s: the key is missing (an empty one would be made up and lost)", shown(raw))
+	switch _, known := d.Openers[scheme]; {
+	case scheme == localsecrets.Scheme && rest == "":
+		return fault.New(fault.Invalid, "seal %s: the key is missing (an empty one would be made up and lost)", shown(raw))
+	case local(raw) || known:
+	default:
+		return fault.New(fault.Invalid, "seal %s: unknown scheme; want %s", shown(raw), d.schemes())
 	}
-	if scheme != localsecrets.Scheme && scheme != keyFileScheme {
-		return nil, fault.New(fault.Invalid, "seal %s: unknown scheme; want file:// or base64key://", shown(raw))
-	}
-	mux := new(secrets.URLMux)
-	mux.RegisterKeeper(keyFileScheme, keyFileOpener{dir})
-	mux.RegisterKeeper(localsecrets.Scheme, &localsecrets.URLOpener{})
-	keeper, err := mux.OpenKeeper(ctx, raw)
-	if err != nil {
-		if scheme == localsecrets.Scheme {
-			return nil, fault.New(fault.Invalid, "seal %s: want base64 (URL alphabet) of 32 bytes", shown(raw))
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return fault.New(fault.Invalid, "seal %s: not a URL", shown(raw))
+	case scheme == keyFileScheme:
+		_, err = keyFilePath(d.Path, u)
+		return err
+	case scheme == localsecrets.Scheme:
+		if _, err := localsecrets.Base64Key(u.Host); err != nil {
+			return fault.New(fault.Invalid, "seal %s: want base64 (URL alphabet) of 32 bytes", shown(raw))
 		}
+	case u.User != nil:
+		return fault.New(fault.Invalid, "seal %s: holds a user or a password: credentials come from the environment", shown(raw))
+	case u.Host == "" && strings.Trim(u.Path, "/") == "":
+		return fault.New(fault.Invalid, "seal %s: names no key", shown(raw))
+	}
+	return nil
+}
+
+func (d Directory) schemes() string {
+	text := keyFileScheme + "://"
+	for _, name := range slices.Sorted(maps.Keys(d.Openers)) {
+		text += ", " + name + "://"
+	}
+	return text + " or " + localsecrets.Scheme + "://"
+}
+
+// openKeeper opens the keeper that a URL names: file://<path of a key file, relative to the directory or absolute>,
+// base64key://<key>, or what d.Openers know.
+func (d Directory) openKeeper(ctx context.Context, raw string) (*secrets.Keeper, error) {
+	if err := d.ValidURL(raw); err != nil {
 		return nil, err
 	}
-	return keeper, nil
+	mux := new(secrets.URLMux) // its own: whatever a package registered by being imported is not asked
+	mux.RegisterKeeper(keyFileScheme, keyFileOpener{d.Path, d.read})
+	mux.RegisterKeeper(localsecrets.Scheme, &localsecrets.URLOpener{})
+	for scheme, opener := range d.Openers {
+		mux.RegisterKeeper(scheme, opener)
+	}
+	keeper, err := mux.OpenKeeper(ctx, raw)
+	if err != nil && !local(raw) {
+		return nil, keeperError(raw, "open the keeper", err)
+	}
+	if err != nil && !strings.HasPrefix(raw, keyFileScheme+":") {
+		return nil, fault.New(fault.Invalid, "seal %s: want base64 (URL alphabet) of 32 bytes", shown(raw))
+	}
+	return keeper, err
 }
 
 const keyFileScheme = "file"
 
 // keyFileOpener opens file:// URLs for gocloud.dev/secrets: a file of 32 random bytes that nobody else can read.
-type keyFileOpener struct{ dir string }
+type keyFileOpener struct {
+	dir  string
+	read map[string][keySize]byte
+}
 
 // OpenKeeperURL implements secrets.KeeperURLOpener.
 func (o keyFileOpener) OpenKeeperURL(_ context.Context, u *url.URL) (*secrets.Keeper, error) {
@@ -77,9 +127,14 @@ func (o keyFileOpener) OpenKeeperURL(_ context.Context, u *url.URL) (*secrets.Ke
 	if err != nil {
 		return nil, err
 	}
-	key, err := readKeyFile(path)
-	if err != nil {
-		return nil, err
+	key, ok := o.read[path]
+	if !ok {
+		if key, err = readKeyFile(path); err != nil {
+			return nil, err
+		}
+	}
+	if o.read != nil {
+		o.read[path] = key
 	}
 	return localsecrets.NewKeeper(key), nil
 }
@@ -133,29 +188,60 @@ func ensureKeyFile(dir, raw string) error {
 	if err != nil {
 		return err
 	}
+	_, err = makeKeyFile(path)
+	return err
+}
+
+// makeKeyFile makes a key file, unless there is one.
+func makeKeyFile(path string) (made bool, err error) {
 	key := make([]byte, keySize)
 	rand.Read(key)
-	if err := writeNew(path, key); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fault.New(fault.Internal, "seal key file: %w", err)
+	switch err := writeNew(path, key); {
+	case errors.Is(err, fs.ErrExist):
+		return false, nil
+	case err != nil:
+		return false, fault.New(fault.Internal, "seal key file: %w", err)
 	}
-	return nil
+	return true, nil
 }
 
 // writeNew writes a whole file, mode 0600, durably, or fails with fs.ErrExist; a crash leaves all of it or nothing.
 func writeNew(path string, content []byte) error {
+	return write(path, content, os.Link)
+}
+
+// replaceFile is writeNew for a file that may be there: a crash leaves the old one or the new one.
+func replaceFile(path string, content []byte) error {
+	if err := write(path, content, os.Rename); err != nil {
+		return fault.New(fault.Internal, "write %s: %w", path, err)
+	}
+	return nil
+}
+
+func write(path string, content []byte, place func(from, to string) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // mode 0600
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer os.Remove(f.Name()) // after a rename there is nothing to remove
 	_, err = f.Write(content)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Link(f.Name(), path); err != nil {
+	if err := place(f.Name(), path); err != nil {
 		return err
 	}
+	return syncDir(dir)
+}
+
+// temporary reports whether a file is what write had not yet put in the place of base: "." base "-" and digits.
+func temporary(name, base string) bool {
+	digits, ok := strings.CutPrefix(name, "."+base+"-")
+	return ok && digits != "" && strings.Trim(digits, "0123456789") == ""
+}
+
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

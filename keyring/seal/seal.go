@@ -24,16 +24,20 @@ const Overhead = overhead
 
 // Sealer seals what a node writes into its data directory. It is safe for concurrent use.
 type Sealer struct {
-	aead *xaes
+	aead   *xaes
+	keeper string
 }
 
-func newSealer(dataKey []byte) (*Sealer, error) {
+func newSealer(dataKey []byte, keeper string) (*Sealer, error) {
 	aead, err := newXAES(dataKey)
 	if err != nil {
 		return nil, err
 	}
-	return &Sealer{aead}, nil
+	return &Sealer{aead, keeper}, nil
 }
+
+// Keeper is the URL of the keeper that opened it, without any key.
+func (s *Sealer) Keeper() string { return s.keeper }
 
 // Seal encrypts: version(1)=1 ‖ nonce(24) ‖ ciphertext and tag, XAES-256-GCM (C2SP) under a random nonce. context says what is
 // sealed and where it lies; it is authenticated, not stored, and Open needs the same.

@@ -202,6 +202,17 @@ func (r *Region) Start() {
 // API is where the node takes calls of administrators.
 func (r *Region) API() string { return r.config.Listen.Mesh }
 
+// Config is the node's node.yaml.
+func (r *Region) Config() node.Config { return r.config }
+
+// BootstrapKey is the provisioning key that the mesh was founded with.
+func (m *Mesh) BootstrapKey() string {
+	m.t.Helper()
+	text, err := os.ReadFile(m.keyFile)
+	m.must("read the bootstrap key", err)
+	return string(text)
+}
+
 // Stop ends the node, in order.
 func (r *Region) Stop() { r.stop() }
 

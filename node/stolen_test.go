@@ -1,0 +1,549 @@
+package node_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iapmesh/iapmesh/cluster/peer"
+	"github.com/iapmesh/iapmesh/cluster/raftstore"
+	"github.com/iapmesh/iapmesh/cluster/replica"
+	"github.com/iapmesh/iapmesh/cluster/store"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/keyring/seal"
+	"github.com/iapmesh/iapmesh/node"
+	"github.com/iapmesh/iapmesh/node/nodetest"
+	"github.com/iapmesh/iapmesh/node/session"
+	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// content is what a file of a data directory holds, for whoever has not the seal.
+type content int
+
+const (
+	sealed content = iota // nothing can be read
+	public                // what any peer is told as well
+	trail                 // the decisions of this node, or of those that ship to it
+	empty                 // a lock
+)
+
+// dataDirectory is every file that a data directory may hold. SECURITY.md says the same in words. A file that is new belongs here,
+// with a thought about what it gives away.
+func dataDirectory() map[string]content {
+	return map[string]content{
+		"seal.json":                  public, // the keepers' URLs, and what only they open
+		"node.json":                  public,
+		"freshness.json":             public, // when the view was last known to be fresh
+		"keys.sealed":                sealed,
+		"session-keys/*.key":         sealed,
+		"raft/store.key":             sealed,
+		"raft/applied":               sealed,
+		"raft/wal/*.wal":             sealed,
+		"raft/wal/wal-meta.db":       sealed,
+		"raft/snapshots/*/state.bin": sealed,
+		"raft/snapshots/*/meta.json": public, // index, term, and who is a member
+		"raft/lock":                  empty,
+		"replica/state":              sealed,
+		"replica/lock":               empty,
+		"spool/*.segment":            trail,
+		"spool/acks":                 public, // how far it is shipped
+		"spool/clean":                public,
+		"spool/owner":                public,
+		"spool/lock":                 empty,
+		"audit/*/*/*.segment":        trail,
+		"audit/.lock":                empty,
+	}
+}
+
+// loot is a data directory as a thief has it: each file, without the zeros that it was made larger by.
+type loot map[string][]byte
+
+func steal(t *testing.T, dir string) loot {
+	t.Helper()
+	table, out := dataDirectory(), loot{}
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(dir, name)
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		rel = filepath.ToSlash(rel)
+		kind, ok := kindOf(table, rel)
+		if !ok {
+			t.Errorf("%s: no file that is known: say in dataDirectory, and in SECURITY.md, what it holds", rel)
+		}
+		if kind == empty && len(data) > 0 {
+			t.Errorf("%s: a lock holds %d bytes", rel, len(data))
+		}
+		out[rel] = bytes.TrimRight(data, "\x00")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func kindOf(table map[string]content, name string) (content, bool) {
+	for pattern, kind := range table {
+		if ok, err := path.Match(pattern, name); ok && err == nil {
+			return kind, true
+		}
+	}
+	return 0, false
+}
+
+// of is all files of one kind.
+func (l loot) of(kind content) []byte {
+	var all []byte
+	for name, data := range l {
+		if k, _ := kindOf(dataDirectory(), name); k == kind {
+			all = append(all, data...)
+		}
+	}
+	return all
+}
+
+// holds reports in which encoding data holds a secret; empty: in none. base64 is looked for at each of the three places that the
+// secret may begin at, so that it is found within a larger structure (PEM, JSON, DER in either), and across lines.
+func holds(data, secret []byte) string {
+	if bytes.Contains(data, secret) {
+		return "raw"
+	}
+	lower := hex.EncodeToString(secret)
+	if bytes.Contains(data, []byte(lower)) || bytes.Contains(data, []byte(strings.ToUpper(lower))) {
+		return "hex"
+	}
+	joined := bytes.ReplaceAll(bytes.ReplaceAll(bytes.ReplaceAll(data, []byte("\r"), nil), []byte("\n"), nil), []byte(`\n`), nil)
+	for name, encoding := range map[string]*base64.Encoding{"base64": base64.RawStdEncoding, "base64url": base64.RawURLEncoding} {
+		for before := range 3 {
+			text := encoding.EncodeToString(append(make([]byte, before), secret...))
+			// The characters that share bits with what comes before or after are left out.
+			from, to := (before*8+5)/6, (before+len(secret))*8/6
+			if part := []byte(text[from:to]); bytes.Contains(data, part) || bytes.Contains(joined, part) {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+func TestASecretIsFoundInEachEncoding(t *testing.T) {
+	t.Parallel()
+	secret := []byte("\xfb\xff\x3f0123456789abcdef0123456789\xfb\xff\x3e")
+	for before := range 4 {
+		inside := slices.Concat([]byte("abcdefgh")[:before], secret, []byte("zyx"))
+		for name, text := range map[string]string{
+			"raw": string(inside), "hex": hex.EncodeToString(inside), "HEX": strings.ToUpper(hex.EncodeToString(inside)),
+			"base64": base64.StdEncoding.EncodeToString(inside), "base64url": base64.URLEncoding.EncodeToString(inside),
+			"PEM":         string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: bytes.Repeat(inside, 4)})),
+			"PEM in JSON": strings.ReplaceAll(string(pem.EncodeToMemory(&pem.Block{Type: "X", Bytes: bytes.Repeat(inside, 4)})), "\n", `\n`),
+		} {
+			if holds([]byte("..."+text+"..."), secret) == "" {
+				t.Errorf("%s after %d bytes: not found", name, before)
+			}
+			other := bytes.Clone(secret)
+			other[len(other)/2] ^= 1
+			if holds([]byte("..."+text+"..."), other) != "" {
+				t.Errorf("%s after %d bytes: found what is not there", name, before)
+			}
+		}
+	}
+}
+
+// secrets are what a thief wants, by name, and the material in which each lies once the seal is open.
+type secrets struct {
+	t        *testing.T
+	wanted   map[string][]byte
+	material map[string][]byte
+}
+
+func (s *secrets) want(name string, secret, material []byte) {
+	s.t.Helper()
+	if len(secret) < 16 {
+		s.t.Fatalf("%s: %d bytes: too few to be told from chance", name, len(secret))
+	}
+	s.wanted[name], s.material[name] = secret, material
+}
+
+// stolen is one node's directory, with what opens it.
+type stolen struct {
+	t      *testing.T
+	config node.Config // of the original
+	dir    string      // the thief's copy, without the key file
+	loot   loot
+	sealer *seal.Sealer
+	public struct {
+		NodeID      string   `json:"node_id"`
+		MeshID      string   `json:"mesh_id"`
+		Certificate []byte   `json:"certificate"`
+		Bundle      [][]byte `json:"bundle"`
+	}
+	keys struct{ Node, Session, Sealing []byte }
+	secrets
+}
+
+// rob takes the directory of a node that is stopped; its key file was kept elsewhere.
+func rob(t *testing.T, r *nodetest.Region) *stolen {
+	t.Helper()
+	s := &stolen{t: t, config: r.Config(), dir: filepath.Join(t.TempDir(), "stolen"), secrets: secrets{t, map[string][]byte{}, map[string][]byte{}}}
+	var err error
+	if s.sealer, err = seal.Open(t.Context(), s.config.DataDir, nil); err != nil {
+		t.Fatal(err)
+	}
+	keyFile := filepath.Join(s.config.DataDir, "seal.key")
+	key, err := os.ReadFile(keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.want("the key of the seal", key, key)
+	if err := errFirst(os.Rename(keyFile, filepath.Join(t.TempDir(), "seal.key")), os.CopyFS(s.dir, os.DirFS(s.config.DataDir))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(s.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.loot = steal(t, s.dir)
+	if err := json.Unmarshal(s.loot["node.json"], &s.public); err != nil {
+		t.Fatal(err)
+	}
+	opened := s.open("keys.sealed", "iapmesh/node-keys/v1")
+	if err := json.Unmarshal(opened, &s.keys); err != nil {
+		t.Fatal(err)
+	}
+	s.want("node key", s.keys.Node, opened)
+	s.want("first session key", s.keys.Session, opened)
+	s.want("sealing key", s.keys.Sealing, opened)
+	for name := range s.loot {
+		kid, ok := strings.CutPrefix(strings.TrimSuffix(name, ".key"), "session-keys/")
+		if !ok {
+			continue
+		}
+		opened := s.open(name, "iapmesh/session-key/v1/"+s.public.NodeID+"/"+kid)
+		var f struct{ Seed []byte }
+		if err := json.Unmarshal(opened, &f); err != nil {
+			t.Fatal(err)
+		}
+		s.want("session key "+kid, f.Seed, opened)
+	}
+	return s
+}
+
+func errFirst(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open opens a file by the seal.
+func (s *stolen) open(name, context string) []byte {
+	s.t.Helper()
+	opened, err := s.sealer.Open(s.loot[name], []byte(context))
+	if err != nil {
+		s.t.Fatalf("%s: with the seal: %v", name, err)
+	}
+	return opened
+}
+
+// noTransport is for an engine that never runs.
+type noTransport struct{ raftstore.Transport }
+
+// Close implements raftstore.Transport.
+func (noTransport) Close() error { return nil }
+
+// raftIn opens the engine in a data directory.
+func (s *stolen) raftIn(dir string, sealer *seal.Sealer) (*raftstore.Store, error) {
+	return raftstore.Open(raftstore.Config{
+		Dir: filepath.Join(dir, "raft"), NodeID: s.public.NodeID, Seal: sealer, Transport: noTransport{},
+	})
+}
+
+// replicaIn opens the replica in a data directory.
+func (s *stolen) replicaIn(dir string, sealer *seal.Sealer) (*replica.Replica, error) {
+	return replica.Open(replica.Config{
+		Dir: filepath.Join(dir, "replica"), MeshID: s.public.MeshID, Seal: sealer,
+		Dial: func(context.Context) (iapmeshv1.MeshServiceClient, string, error) {
+			return nil, "", fault.New(fault.Unavailable, "it never runs")
+		},
+	})
+}
+
+// wantState takes every secret of the replicated state that this node opens with its seal.
+func (s *stolen) wantState(reader store.Reader) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	source := state.NewSource(reader, slog.New(slog.DiscardHandler))
+	ended := make(chan error, 1)
+	go func() { ended <- source.Run(ctx) }()
+	v, err := source.Wait(ctx, func(*state.View) bool { return true })
+	cancel()
+	<-ended
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	key, err := seal.ParseSealingKey(s.keys.Sealing)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	member := seal.Member{Node: s.public.NodeID, Key: key}
+	for name, secret := range v.Keyring.Secrets {
+		plain, err := member.Open(v.Keyring, secret.Audience, secret.Name)
+		if err != nil {
+			s.t.Fatalf("secret %s: with the seal: %v", name, err)
+		}
+		s.want("secret "+name, plain, plain)
+		for i, part := range keysIn(plain) {
+			s.want(fmt.Sprintf("secret %s, key %d", name, i), part, plain)
+		}
+	}
+}
+
+// keysIn finds key material within a secret that is JSON.
+func keysIn(plain []byte) (out [][]byte) {
+	var v any
+	if json.Unmarshal(plain, &v) != nil {
+		return nil
+	}
+	var walk func(any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case []any:
+			for _, e := range v {
+				walk(e)
+			}
+		case map[string]any:
+			for _, e := range v {
+				walk(e)
+			}
+		case string:
+			if key, err := base64.StdEncoding.DecodeString(v); err == nil && len(key) >= 16 {
+				out = append(out, key)
+			}
+		}
+	}
+	walk(v)
+	return out
+}
+
+// has holds that what is wanted includes these.
+func (s *stolen) has(names ...string) {
+	s.t.Helper()
+	for _, name := range names {
+		found := false
+		for have := range s.wanted {
+			found = found || strings.HasPrefix(have, name)
+		}
+		if !found {
+			s.t.Errorf("%s: nothing of the kind was looked for", name)
+		}
+	}
+}
+
+// worthNothing holds that no file holds a secret, and that the search would have found it.
+func (s *stolen) worthNothing() {
+	s.t.Helper()
+	for name, secret := range s.wanted {
+		if holds(s.material[name], secret) == "" {
+			s.t.Errorf("%s: is not found in what the seal opens: the search is worth nothing", name)
+		}
+		for file, data := range s.loot {
+			if how := holds(data, secret); how != "" {
+				s.t.Errorf("%s holds the %s (%s)", file, name, how)
+			}
+		}
+	}
+	table := dataDirectory()
+	for file, data := range s.loot {
+		for _, known := range []string{nodetest.EchoHost, nodetest.FinanceHost, "ana@example.com", "dev/finance"} {
+			if kind, _ := kindOf(table, file); kind == sealed && bytes.Contains(data, []byte(known)) {
+				s.t.Errorf("%s holds %q in the open", file, known)
+			}
+		}
+	}
+}
+
+// doesNotOpen holds that neither the node nor any part of it opens the thief's copy, by no seal, or one of his own.
+func (s *stolen) doesNotOpen(part func(dir string, sealer *seal.Sealer) error) {
+	s.t.Helper()
+	c := s.config
+	c.DataDir = s.dir
+	if _, err := node.NewIn(s.t.Context(), c, node.Env{}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "no key opens it") {
+		s.t.Errorf("the node opens without the key: %v", err)
+	}
+	own := filepath.Join(s.t.TempDir(), "own")
+	if err := os.MkdirAll(own, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	thief, err := seal.Create(s.t.Context(), own, []string{seal.KeyFileURL(filepath.Join(own, "seal.key"))})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := part(s.dir, thief); err == nil {
+		s.t.Error("the state opens by another seal")
+	}
+	keys, err := session.OpenKeys(session.KeysConfig{Node: s.public.NodeID, Dir: filepath.Join(s.dir, "session-keys"), Sealer: thief})
+	if err == nil {
+		s.t.Errorf("the session keys open by another seal: %v", keys)
+	}
+	for name, data := range s.loot {
+		if kind, _ := kindOf(dataDirectory(), name); kind != sealed {
+			continue
+		}
+		for _, context := range []string{"", "iapmesh/node-keys/v1", "iapmesh/session-key/v1/" + s.public.NodeID} {
+			if opened, err := thief.Open(data, []byte(context)); err == nil {
+				s.t.Errorf("%s opens by another seal: %x", name, opened)
+			}
+		}
+	}
+	// His own seal in place of the true one: what lies under that is still closed.
+	stored, err := os.ReadFile(filepath.Join(own, seal.FileName))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, seal.FileName), stored, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := node.NewIn(s.t.Context(), c, node.Env{}); err == nil || !strings.Contains(err.Error(), "sealed by another key") {
+		s.t.Errorf("the node opens under a seal of the thief's: %v", err)
+	}
+}
+
+// greet comes to a control node with the stolen node's certificate and a key, and reports whether the node speaks to it.
+func (s *stolen) greet(address string, key ed25519.PrivateKey) error {
+	s.t.Helper()
+	cert := &tls.Certificate{Certificate: append([][]byte{s.public.Certificate}, s.public.Bundle...), PrivateKey: key}
+	dialer := &tls.Dialer{Config: &tls.Config{
+		InsecureSkipVerify:   true, // a thief trusts whom he likes
+		NextProtos:           []string{peer.ProtoMesh},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil },
+	}}
+	conn, err := dialer.DialContext(s.t.Context(), "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(nodetest.Patience)); err != nil {
+		s.t.Fatal(err)
+	}
+	_, err = conn.Read(make([]byte, 1)) // the server's first frame, or its alert
+	return err
+}
+
+func TestAStolenDataDirectoryIsWorthNothing(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	edge := mesh.AddNode("edge", "proxy")
+	mesh.AwaitVoters()
+	ana := edge.SignIn("ana@example.com")
+	edge.Serves(ana, http.StatusOK)
+	mesh.In("eu-west").Serves(ana, http.StatusOK)
+	mesh.Eventually("the aggregator holds decisions of both", func() bool {
+		nodes := map[string]bool{}
+		for _, r := range mesh.Records(&iapmeshv1.QueryRequest{User: ana.Subject, Kind: "decision", Route: "echo"}) {
+			node, _, _ := cut(r.Id)
+			nodes[node] = true
+		}
+		return len(nodes) == 2
+	})
+	others := map[string][]byte{"administrator's key": pemBytes(t, mesh.Profile().Key)}
+	provisioning, err := keyring.ParseSecret(strings.TrimSpace(mesh.BootstrapKey()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	others["provisioning key"] = []byte(provisioning.String())[len("iapk_")+17:]
+
+	edge.Stop()
+	proxy := rob(t, edge)
+	r, err := proxy.replicaIn(proxy.config.DataDir, proxy.sealer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy.wantState(r)
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := proxy.greet(mesh.In("eu-west").API(), ed25519.NewKeyFromSeed(proxy.keys.Node)); err != nil {
+		t.Fatalf("with its true key, the node is not spoken to: this test shows nothing: %v", err)
+	}
+	_, other, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := proxy.greet(mesh.In("eu-west").API(), other); err == nil || !strings.Contains(err.Error(), "tls:") {
+		t.Errorf("the certificate alone is enough: %v", err)
+	}
+
+	mesh.In("eu-west").Stop()
+	control := rob(t, mesh.In("eu-west"))
+	engine, err := control.raftIn(control.config.DataDir, control.sealer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	control.wantState(engine)
+	if err := engine.Close(); err != nil {
+		t.Error(err)
+	}
+
+	common := []string{"node key", "first session key", "sealing key", "session key s-", "secret assert/", "secret gossip/ring", "secret proxies/handoff", "secret proxies/user-dev-client"}
+	proxy.has(common...)
+	control.has(append(common, "secret control/ca-")...)
+	for _, s := range []*stolen{proxy, control} {
+		for name, secret := range others {
+			s.want(name, secret, secret)
+		}
+		for name, secret := range control.wanted { // neither holds the other's
+			if s == proxy {
+				s.want("the control node's "+name, secret, control.material[name])
+			}
+		}
+		s.worthNothing()
+	}
+	proxy.doesNotOpen(func(dir string, sealer *seal.Sealer) error { _, err := proxy.replicaIn(dir, sealer); return err })
+	control.doesNotOpen(func(dir string, sealer *seal.Sealer) error { _, err := control.raftIn(dir, sealer); return err })
+
+	// What is said to lie in the open does: the trail of decisions, and who the node is.
+	for _, s := range []*stolen{proxy, control} {
+		if !bytes.Contains(s.loot.of(trail), []byte(ana.Subject)) {
+			t.Error("the trail does not hold who asked: SECURITY.md says that it does, and this search proves nothing")
+		}
+		if !bytes.Contains(s.loot.of(public), []byte(s.public.NodeID)) {
+			t.Error("node.json does not hold the node's id")
+		}
+	}
+}
+
+func pemBytes(t *testing.T, text string) []byte {
+	t.Helper()
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		t.Fatal("no PEM")
+	}
+	return block.Bytes[len(block.Bytes)-ed25519.SeedSize:] // PKCS #8 ends with the seed
+}
