@@ -73,6 +73,7 @@ type Controller struct {
 	clock    time.Time            // the latest time written; guarded by mu
 	signOuts signOuts             // how often each node may end sessions
 	steady   map[string]time.Time // control candidate → since when it reports; leader's loop only
+	returned recoveries           // who came back within the hour
 }
 
 // New makes a Controller.
@@ -89,7 +90,7 @@ func New(cfg Config) *Controller {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	return &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}}
+	return &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}, returned: newRecoveries(cfg.Registerer)}
 }
 
 // Run seeks leadership and leads, until ctx ends.
