@@ -66,8 +66,8 @@ func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 			current = append(current, k)
 		}
 	}
-	if len(current) == 0 {
-		current = gone
+	if len(current) == 0 { // of a chain whose last was revoked, that one
+		current = slices.DeleteFunc(gone, func(k *Key) bool { return slices.ContainsFunc(gone, func(o *Key) bool { return o.ID == k.Successor }) })
 	}
 	switch len(current) {
 	case 0:

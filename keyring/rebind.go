@@ -123,14 +123,14 @@ func Covers(k *Key, n *Node, f RebindFacts) error {
 // AllowRebind takes an operator's word that a node may bind to a key. It may be given to a quarantined node, which proves its key
 // once it is released. The word is spent by the re-binding, and ends with the node or the key.
 func AllowRebind(n Node, to Key, f RebindFacts) (Node, error) {
-	switch {
-	case !n.Trusted() && n.State != NodeQuarantined:
+	if !n.Trusted() && n.State != NodeQuarantined {
 		return n, nodeConflict(&n, "let it re-bind")
-	case n.BoundKey == to.ID:
-		return n, fault.New(fault.Conflict, "node %s is bound to key %s already", n.ID, to.ID)
 	}
 	if err := ruleActive(&to); err != nil {
 		return n, err
+	}
+	if n.BoundKey == to.ID {
+		return n, fault.New(fault.Conflict, "node %s is bound to key %s already", n.ID, to.ID)
 	}
 	if err := Covers(&to, &n, f); err != nil {
 		return n, err

@@ -41,7 +41,7 @@ func newKeyRotateCommand(c *cli) *cobra.Command {
 	var out string
 	cmd := &cobra.Command{
 		Use: "rotate KEY", Short: "Give a key a successor, and retire it after a grace",
-		Long: `Give a key a successor with the same scope. Both serve until the grace ends; nodes of the old one stay bound to it.
+		Long: `Give a key a successor with the same scope. Both serve until the grace ends; nodes of the old one bind to it by themselves.
 The successor is made here, and printed once or written to --key-out.`,
 		Example: "  iapmesh key rotate us-east-proxies --grace 1h --key-out us-east-2.key",
 		Args:    exactArgs("KEY"),
@@ -82,7 +82,7 @@ func newKeyRevokeCommand(c *cli) *cobra.Command {
 		Use: "revoke KEY", Short: "Revoke a key, for good, and by its cascade the nodes under it",
 		Long: `Revoke a key, for good. --cascade says what becomes of the nodes that joined under it:
   keep        they stay; only no more join
-  quarantine  they are cut off; to release them comes with a later release
+  quarantine  they are cut off until each is released: iapmesh nodes release
   kill        they are revoked, and every session that they signed with them
 --dry-run shows which nodes that would be, and changes nothing.`,
 		Example: `  iapmesh key revoke us-east-proxies --cascade kill --dry-run

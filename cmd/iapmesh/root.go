@@ -43,6 +43,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		newCheckCommand(c),
 		newStatusCommand(c),
 		newMembersCommand(c),
+		newNodesCommand(c),
 		newKeyCommand(c),
 		newSigningKeyCommand(c),
 		newRevokeCommand(c),

@@ -73,7 +73,7 @@ type Controller struct {
 	clock    time.Time            // the latest time written; guarded by mu
 	signOuts signOuts             // how often each node may end sessions
 	steady   map[string]time.Time // control candidate → since when it reports; leader's loop only
-	returned recoveries           // who came back within the hour
+	returned *recoveries          // who came back within the hour
 }
 
 // New makes a Controller.

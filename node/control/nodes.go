@@ -16,7 +16,7 @@ import (
 
 // QuarantineNode cuts a node off until it is released. What it has signed counts no more: it signs by a new key once it is back.
 func (c *Controller) QuarantineNode(ctx context.Context, by, ref, reason string) (*keyring.Node, revision.Revision, error) {
-	return c.changeNode(ctx, nodeAct{"node.quarantine", audit.KindRevocation, by, reason}, ref, func(t *tx, n *keyring.Node) (keyring.Node, error) {
+	return c.changeNode(ctx, nodeAct{"quarantine node", "node.quarantine", audit.KindRevocation, by, reason}, ref, func(t *tx, n *keyring.Node) (keyring.Node, error) {
 		after, err := keyring.QuarantineNode(*n, reason, t.Now)
 		if err == nil && after.State != n.State {
 			err = errors.Join(c.mayLose(t, n.ID), c.revokeSigningKeysOf(t, n.ID, "node quarantined"))
@@ -27,7 +27,7 @@ func (c *Controller) QuarantineNode(ctx context.Context, by, ref, reason string)
 
 // ReleaseNode lets a quarantined node come back.
 func (c *Controller) ReleaseNode(ctx context.Context, by, ref, reason string) (*keyring.Node, revision.Revision, error) {
-	return c.changeNode(ctx, nodeAct{"node.release", audit.KindAdmin, by, reason}, ref, func(t *tx, n *keyring.Node) (keyring.Node, error) {
+	return c.changeNode(ctx, nodeAct{"release node", "node.release", audit.KindAdmin, by, reason}, ref, func(t *tx, n *keyring.Node) (keyring.Node, error) {
 		after, err := keyring.ReleaseNode(*n, t.Now)
 		if err == nil {
 			err = uniqueName(t.View, &after) // somebody may have taken it meanwhile
@@ -38,7 +38,7 @@ func (c *Controller) ReleaseNode(ctx context.Context, by, ref, reason string) (*
 
 // RemoveNode makes a node depart on an operator's word.
 func (c *Controller) RemoveNode(ctx context.Context, by, ref, reason string) (*keyring.Node, revision.Revision, error) {
-	return c.changeNode(ctx, nodeAct{"node.remove", audit.KindAdmin, by, reason}, ref, func(t *tx, n *keyring.Node) (keyring.Node, error) {
+	return c.changeNode(ctx, nodeAct{"remove node", "node.remove", audit.KindAdmin, by, reason}, ref, func(t *tx, n *keyring.Node) (keyring.Node, error) {
 		stated := reason
 		if stated == "" {
 			stated = "removed by an operator"
@@ -53,7 +53,7 @@ func (c *Controller) RemoveNode(ctx context.Context, by, ref, reason string) (*k
 
 // AllowRebind takes an operator's word that a node may bind to a key, by id or name.
 func (c *Controller) AllowRebind(ctx context.Context, by string, req *iapmeshv1.AllowRebindRequest) (*keyring.Node, revision.Revision, error) {
-	return c.changeNode(ctx, nodeAct{"node.allow-rebind", audit.KindAdmin, by, req.Reason}, req.Node, func(t *tx, n *keyring.Node) (keyring.Node, error) {
+	return c.changeNode(ctx, nodeAct{"allow a re-binding of node", "node.allow-rebind", audit.KindAdmin, by, req.Reason}, req.Node, func(t *tx, n *keyring.Node) (keyring.Node, error) {
 		key, err := t.findKey(req.Key)
 		if err != nil {
 			return *n, err
@@ -64,16 +64,16 @@ func (c *Controller) AllowRebind(ctx context.Context, by string, req *iapmeshv1.
 
 // nodeAct is what an operator does to a node, for the record.
 type nodeAct struct {
-	action     string
-	kind       audit.Kind
-	by, reason string
+	what, action string
+	kind         audit.Kind
+	by, reason   string
 }
 
 // changeNode commits what a rule makes of a node, and leaves a record. What changes nothing leaves none.
 func (c *Controller) changeNode(ctx context.Context, act nodeAct, ref string, rule func(*tx, *keyring.Node) (keyring.Node, error)) (*keyring.Node, revision.Revision, error) {
 	var after keyring.Node
 	changed := false
-	at, err := c.update(ctx, act.action+" "+ref, func(t *tx) error {
+	at, err := c.update(ctx, act.what+" "+ref, func(t *tx) error {
 		id, err := FindNode(t.View, ref)
 		if err != nil {
 			return err

@@ -35,8 +35,8 @@ type recoveries struct {
 	counted *prometheus.CounterVec          // by result
 }
 
-func newRecoveries(r prometheus.Registerer) recoveries {
-	out := recoveries{times: map[string]map[string]time.Time{}, counted: prometheus.NewCounterVec(prometheus.CounterOpts{
+func newRecoveries(r prometheus.Registerer) *recoveries {
+	out := &recoveries{times: map[string]map[string]time.Time{}, counted: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "iapmesh_control_recoveries_total",
 		Help: "Nodes that came back lapsed or with an expired certificate: admitted, or deferred because their key's quota of the hour was used up.",
 	}, []string{"result"})}

@@ -50,6 +50,9 @@ type Region struct {
 	Name   string
 	config node.Config
 	stop   func()
+	from   string        // the loopback address that it comes from; empty: any
+	over   chan struct{} // closed when the node has ended
+	ended  error         // why; set before over closes
 }
 
 // Start founds a mesh with a node of roles control and proxy in each region, the first an aggregator as well, and waits until
@@ -179,12 +182,16 @@ func (r *Region) Start() {
 	m := r.mesh
 	offset := time.Duration(m.offset.Load())
 	n, err := node.NewIn(context.WithoutCancel(m.t.Context()), r.config, node.Env{
-		Logger: m.logger(), NetDial: m.network.dialFrom(r.config.Listen.Mesh), Now: func() time.Time { return time.Now().Add(offset) },
+		Logger: m.logger(), NetDial: m.network.dialFrom(r.config.Listen.Mesh, r.from), Now: func() time.Time { return time.Now().Add(offset) },
 	})
 	m.must("open node "+r.Name, err)
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- n.Run(ctx) }()
+	over := make(chan struct{})
+	r.over, r.ended = over, nil
+	go func() {
+		r.ended = n.Run(ctx)
+		close(over)
+	}()
 	stopped := false
 	r.stop = func() {
 		if stopped {
@@ -192,7 +199,9 @@ func (r *Region) Start() {
 		}
 		stopped = true
 		cancel()
-		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+		<-over
+		var turnedAway *node.TurnedAwayError // as it should, once a test has seen to that
+		if err := r.ended; err != nil && !errors.Is(err, context.Canceled) && !errors.As(err, &turnedAway) {
 			m.t.Errorf("node %s ended: %v", r.Name, err)
 		}
 	}
@@ -207,7 +216,7 @@ func (r *Region) Stop() { r.stop() }
 
 // Leave lets the node, which is stopped, leave the mesh.
 func (r *Region) Leave(ctx context.Context) error {
-	_, err := node.Leave(ctx, r.config, node.Env{Logger: r.mesh.logger(), NetDial: r.mesh.network.dialFrom(r.config.Listen.Mesh), Now: r.mesh.now})
+	_, err := node.Leave(ctx, r.config, node.Env{Logger: r.mesh.logger(), NetDial: r.mesh.network.dialFrom(r.config.Listen.Mesh, r.from), Now: r.mesh.now})
 	return err
 }
 
