@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node"
@@ -40,7 +41,11 @@ func TestARotatedKeysNodesBindToItsSuccessor(t *testing.T) {
 	mesh.Eventually("each step is on record, with its proof", func() bool {
 		steps := map[string]bool{}
 		for _, r := range mesh.Records(&iapmeshv1.QueryRequest{Kind: "rotation"}) {
-			if d := r.Record.Detail; d["action"] == "node.rebind" && len(d["signature"]) == 128 && d["parent"] == first.ID && d["by_word"] == "no" {
+			record, err := audit.Decode(r.Record)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := record.Detail; d["action"] == "node.rebind" && len(d["signature"]) == 128 && d["parent"] == first.ID && d["by_word"] == "no" {
 				steps[d["node"]+d["from"]+d["to"]] = true
 			}
 		}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/enroll"
@@ -91,13 +92,17 @@ func (a *assembly) askStandingOf(ctx context.Context, target controlNode) (*iapm
 	return enroll.Standing(ctx, conn, a.id.public.NodeID, a.id.nodeKey())
 }
 
-// standingEvery is how often a node that nobody answers asks what became of it.
-const standingEvery = 10 * time.Second
+// A node that no leader answers asks what became of it, soon and then ever less often: it may only be cut off, or wait in quarantine.
+const (
+	standingEvery    = 5 * time.Second
+	maxStandingEvery = time.Minute
+)
 
 // Run returns why the node has to end, or nil once ctx has.
 func (s *standing) Run(ctx context.Context) error {
-	ticker := time.NewTicker(standingEvery)
-	defer ticker.Stop()
+	pause := standingEvery
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
 	for {
 		changed := s.source.Changed()
 		if v := s.source.Load(); v != nil {
@@ -112,11 +117,15 @@ func (s *standing) Run(ctx context.Context) error {
 			return nil
 		case <-changed:
 			continue
-		case <-ticker.C:
+		case <-timer.C:
 		}
 		if s.heard() {
+			pause = standingEvery
+			timer.Reset(pause)
 			continue
 		}
+		pause = min(2*pause, maxStandingEvery)
+		timer.Reset(pause/2 + rand.N(pause/2)) //nolint:gosec // spreads load, keeps no secret
 		if st, reason, since, err := s.ask(ctx); err == nil {
 			if err := turnedAway(s.nodeID, st, reason, since); err != nil {
 				return err
