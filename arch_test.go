@@ -66,7 +66,7 @@ var mayImport = map[string][]string{
 		"cluster/store", "cluster/peer", "cluster/raftstore", "cluster/etcdstore", "cluster/replica", "cluster/gossip", "cluster/enroll",
 		"node/resource", "node/state", "node/session", "node/assertion", "node/login", "node/proxy", "node/tunnel", "node/control", "node/admin", "node/console",
 	},
-	"node/nodetest":     {"node", "node/resource", "internal/profile", "internal/dev/...", proto, fault},
+	"node/nodetest":     {"node", "node/resource", "keyring", "internal/profile", "internal/dev/...", proto, fault},
 	"internal/dev/mesh": {"node", "node/resource", "keyring", "internal/profile", "internal/dev/...", proto, fault}, // its nodes run as processes of their own
 	// Beside the node, what the command line does by itself, offline: keys, policies, and verifying a trail with public keys alone.
 	"cmd/iapmesh": {

@@ -106,7 +106,8 @@ func SweepNode(n Node, silentSince, now time.Time) (after Node, changed, returnU
 		return n, false, false
 	case n.State == NodeActive && silent >= LapseAfter:
 		return n.to(NodeLapsed, "silent", now), true, false
-	case n.State == NodeLapsed && silent >= DepartAfter:
+	case n.State == NodeLapsed && silent >= DepartAfter && now.Sub(n.StateSince) >= DepartAfter-LapseAfter:
+		// However the clock of a leader jumps, as it does when its machine has slept for a week, nobody departs who had no time to come back.
 		return n.to(NodeDeparted, "silent", now), true, false
 	}
 	return n, false, false

@@ -97,6 +97,8 @@ func TestAnOperatorsWordForARebinding(t *testing.T) {
 	node := in(enrolled(t, from, "a"), keyring.NodeActive)
 	inactive := to
 	inactive.State = keyring.KeySuspended
+	moved := node
+	moved.BoundKey = to.ID
 	wider := to
 	wider.RouteSelector = ""
 	for name, tc := range map[string]struct {
@@ -110,7 +112,7 @@ func TestAnOperatorsWordForARebinding(t *testing.T) {
 		"quarantined":       {in(node, keyring.NodeQuarantined), to, keyring.RebindFacts{}, fault.Internal, ""},
 		"departed":          {in(node, keyring.NodeDeparted), to, keyring.RebindFacts{}, fault.Conflict, "departed"},
 		"revoked":           {in(node, keyring.NodeRevoked), to, keyring.RebindFacts{}, fault.Conflict, "revoked"},
-		"to its own key":    {node, from, keyring.RebindFacts{}, fault.Conflict, "already"},
+		"to its own key":    {moved, to, keyring.RebindFacts{}, fault.Conflict, "already"},
 		"to an inactive":    {node, inactive, keyring.RebindFacts{}, fault.Denied, "suspended"},
 		"to a wider scope":  {node, wider, keyring.RebindFacts{}, fault.Denied, "route_selector"},
 		"beyond max_active": {node, to, keyring.RebindFacts{ActiveNodes: 2}, fault.Exhausted, "max_active"},

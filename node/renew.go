@@ -33,6 +33,9 @@ type renewer struct {
 // renewRetry is how long a renewal that was not answered waits; the record is trusted meanwhile, expired or not.
 const renewRetry = 30 * time.Second
 
+// renewLook is how often the clock is looked at: it goes on while a machine sleeps, and a timer does not.
+const renewLook = 10 * time.Second
+
 // confirmRetry is how long a confirmation that was refused waits.
 const confirmRetry = 5 * time.Second
 
@@ -50,7 +53,8 @@ func (r *renewer) Run(ctx context.Context) error {
 		if at.Before(notBefore) {
 			at = notBefore
 		}
-		timer := time.NewTimer(max(0, at.Sub(r.now())))
+		wait := max(0, at.Sub(r.now()))
+		timer := time.NewTimer(min(wait, renewLook))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -59,6 +63,9 @@ func (r *renewer) Run(ctx context.Context) error {
 			timer.Stop()
 			continue
 		case <-timer.C:
+		}
+		if wait > renewLook {
+			continue
 		}
 		pause := r.attempt(ctx)
 		due, notBefore = r.now().Add(r.due()), r.now().Add(pause)

@@ -38,6 +38,7 @@ type Mesh struct {
 	ports   *ports
 	world   *world
 	offset  atomic.Int64 // of every node's clock from the real one
+	drift   atomic.Int64 // the same, of those that run already, too
 	founded *node.Founded
 	keyFile string
 	regions map[string]*Region
@@ -144,7 +145,12 @@ func (m *Mesh) Heal(region string) { m.network.heal(m.In(region).config.Listen.M
 // Advance moves the clock of nodes that are started from now on.
 func (m *Mesh) Advance(d time.Duration) { m.offset.Add(int64(d)) }
 
-func (m *Mesh) now() time.Time { return time.Now().Add(time.Duration(m.offset.Load())) }
+// Drift moves the clock of every node, also of those that run.
+func (m *Mesh) Drift(d time.Duration) { m.drift.Add(int64(d)) }
+
+func (m *Mesh) now() time.Time {
+	return time.Now().Add(time.Duration(m.offset.Load() + m.drift.Load()))
+}
 
 func (m *Mesh) logger() *slog.Logger {
 	if os.Getenv("IAPMESH_TEST_LOG") == "" {
@@ -182,7 +188,7 @@ func (r *Region) Start() {
 	m := r.mesh
 	offset := time.Duration(m.offset.Load())
 	n, err := node.NewIn(context.WithoutCancel(m.t.Context()), r.config, node.Env{
-		Logger: m.logger(), NetDial: m.network.dialFrom(r.config.Listen.Mesh, r.from), Now: func() time.Time { return time.Now().Add(offset) },
+		Logger: m.logger(), NetDial: m.network.dialFrom(r.config.Listen.Mesh, r.from), Now: func() time.Time { return time.Now().Add(offset + time.Duration(m.drift.Load())) },
 	})
 	m.must("open node "+r.Name, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -2,6 +2,7 @@ package nodetest
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -185,4 +186,20 @@ func (r *Region) Running() bool {
 	default:
 		return true
 	}
+}
+
+// Status makes a program's request with a session token of the caller's making, and returns the answer's status.
+func (r *Region) Status(token, host, path string) int {
+	m := r.mesh
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL(host, path), nil)
+	m.must("make a request", err)
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Cookie", "__Host-iapmesh_session="+token)
+	resp, err := m.world.browser().Client.Do(req)
+	m.must("request "+r.URL(host, path), err)
+	resp.Body.Close()
+	return resp.StatusCode
 }
