@@ -124,6 +124,7 @@ type Node struct {
 	SessionPublicKey ed25519.PublicKey
 	ProvisioningKey  string // id; never changes
 	BoundKey         string // id; changes by re-binding
+	RebindTo         string // id of the key that an operator lets this node bind to; empty: its key's successor alone
 	State            NodeState
 	JoinID           string // hex
 	EnrolledAt       time.Time

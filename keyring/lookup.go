@@ -66,7 +66,7 @@ func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 			current = append(current, k)
 		}
 	}
-	if len(current) == 0 {
+	if len(current) == 0 { // of a chain whose last was revoked, that one
 		current = slices.DeleteFunc(slices.Clone(gone), func(k *Key) bool {
 			return slices.ContainsFunc(gone, func(o *Key) bool { return o.ID == k.Successor || k.State == KeyPending && o.ID == k.Predecessor })
 		})

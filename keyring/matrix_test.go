@@ -190,7 +190,7 @@ func TestNodeMatrix(t *testing.T) {
 			"QuarantineNode":   func(n node) (node, error) { return keyring.QuarantineNode(n, "", now) },
 			"ReleaseNode":      func(n node) (node, error) { return keyring.ReleaseNode(n, now) },
 			"RevokeNode":       func(n node) (node, error) { return keyring.RevokeNode(n, "", now) },
-			"RebindNode":       func(n node) (node, error) { return keyring.RebindNode(n, from, to, false) },
+			"RebindNode":       func(n node) (node, error) { return keyring.RebindNode(n, from, to, keyring.RebindFacts{}) },
 			"SweepNode":        sweep(now, time.Minute),
 			"SweepNode/a-day":  sweep(now, keyring.LapseAfter),
 			"SweepNode/a-week": sweep(now, keyring.DepartAfter),

@@ -16,6 +16,9 @@ const (
 
 func (n Node) to(s NodeState, reason string, now time.Time) Node {
 	n.State, n.Reason, n.StateSince = s, reason, now
+	if s == NodeDeparted || s == NodeRevoked {
+		n.RebindTo = "" // it binds to nothing any more
+	}
 	return n
 }
 
@@ -103,27 +106,11 @@ func SweepNode(n Node, silentSince, now time.Time) (after Node, changed, returnU
 		return n, false, false
 	case n.State == NodeActive && silent >= LapseAfter:
 		return n.to(NodeLapsed, "silent", now), true, false
-	case n.State == NodeLapsed && silent >= DepartAfter:
+	case n.State == NodeLapsed && silent >= DepartAfter && now.Sub(n.StateSince) >= DepartAfter-LapseAfter:
+		// However the clock of a leader jumps, as it does when its machine has slept for a week, nobody departs who had no time to come back.
 		return n.to(NodeDeparted, "silent", now), true, false
 	}
 	return n, false, false
-}
-
-// RebindNode binds an enrolled node, which has proved its key, to the successor of the key that it is bound to. If that one was
-// revoked, only an operator's word for this very node does it. The parent never changes.
-func RebindNode(n Node, from, to Key, operatorSaysSo bool) (Node, error) {
-	switch {
-	case !n.Trusted():
-		return n, nodeConflict(&n, "re-bind")
-	case n.BoundKey != from.ID || to.ID == "" || from.Successor != to.ID || to.Predecessor != from.ID:
-		return n, fault.New(fault.Conflict, "node %s: re-bind: key %s does not succeed %s, to which it is bound", n.ID, to.ID, n.BoundKey)
-	case to.State == KeyRevoked:
-		return n, refuse(&to, "revoked at %s", stamp(to.RevokedAt))
-	case from.State == KeyRevoked && !operatorSaysSo:
-		return n, refuse(&from, "revoked at %s: node %s re-binds on an operator's word only", stamp(from.RevokedAt), n.ID)
-	}
-	n.BoundKey = to.ID
-	return n, nil
 }
 
 // TokensCount reports whether sessions that the node minted still count: also after it has departed, until they expire.

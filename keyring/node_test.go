@@ -133,40 +133,6 @@ func TestAMeshThatWasOffForAMonthKeepsItsNodes(t *testing.T) {
 	}
 }
 
-func TestRebinding(t *testing.T) {
-	t.Parallel()
-	from, to, err := keyring.RotateKey(issued(t, nil), keyring.RotateRequest{SuccessorPublicKey: public("next"), Grace: time.Hour, Now: now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	node := in(enrolled(t, from, "a"), keyring.NodeActive)
-	revoked := func(k keyring.Key) keyring.Key { k.State = keyring.KeyRevoked; return k }
-	stranger := issued(t, func(r *keyring.KeyRequest) { r.PublicKey = public("stranger") })
-	for name, tc := range map[string]struct {
-		node     keyring.Node
-		from, to keyring.Key
-		word     bool
-		kind     fault.Kind // Internal: re-bound
-	}{
-		"to the successor":            {node, from, to, false, fault.Internal},
-		"to a stranger":               {node, from, stranger, true, fault.Conflict},
-		"from a stranger":             {node, stranger, to, true, fault.Conflict},
-		"to nothing":                  {node, from, keyring.Key{}, true, fault.Conflict},
-		"from a revoked key":          {node, revoked(from), to, false, fault.Denied},
-		"from a revoked key, by word": {node, revoked(from), to, true, fault.Internal},
-		"to a revoked key":            {node, from, revoked(to), true, fault.Denied},
-		"a quarantined node":          {in(node, keyring.NodeQuarantined), from, to, true, fault.Conflict},
-	} {
-		after, err := keyring.RebindNode(tc.node, tc.from, tc.to, tc.word)
-		switch {
-		case tc.kind == fault.Internal && (err != nil || after.BoundKey != to.ID || after.ProvisioningKey != from.ID):
-			t.Errorf("%s: bound to %s, joined under %s: %v", name, after.BoundKey, after.ProvisioningKey, err)
-		case tc.kind != fault.Internal && (!fault.Is(err, tc.kind) || after.BoundKey != from.ID):
-			t.Errorf("%s: bound to %s: %v", name, after.BoundKey, err)
-		}
-	}
-}
-
 func TestWhoseTokensCount(t *testing.T) {
 	t.Parallel()
 	for state, want := range map[keyring.NodeState]bool{

@@ -140,7 +140,8 @@ func TestWhateverIsDoneToANode(t *testing.T) {
 				return after, err
 			}),
 			"revoke": step(func() (keyring.Node, error) { return keyring.RevokeNode(n, "", at) }),
-			"rebind": step(func() (keyring.Node, error) { return keyring.RebindNode(n, from, to, true) }),
+			"rebind": step(func() (keyring.Node, error) { return keyring.RebindNode(n, from, to, keyring.RebindFacts{}) }),
+			"word":   step(func() (keyring.Node, error) { return keyring.AllowRebind(n, to, keyring.RebindFacts{}) }),
 			"sweep":  step(func() (keyring.Node, error) { after, _, _ := keyring.SweepNode(n, now, at); return after, nil }),
 			"key revoked": step(func() (keyring.Node, error) {
 				_, changed, err := keyring.RevokeKey(from, []*keyring.Node{&n}, keyring.RevokeRequest{Cascade: keyring.CascadeQuarantine, Now: at})

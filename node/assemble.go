@@ -147,7 +147,9 @@ func (a *assembly) report(context.Context) error {
 		logger: a.logger, dataDir: a.config.DataDir, now: a.env.Now,
 	}
 	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now}
-	a.base = append(a.base, part{"reports", reporter.Run}, part{"certificate", renewer.Run})
+	rebinder := &rebinder{key: a.id.nodeKey(), nodeID: a.id.public.NodeID, link: a.link, source: a.source, logger: a.logger}
+	standing := &standing{nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: reporter.heard}
+	a.base = append(a.base, part{"reports", reporter.Run}, part{"certificate", renewer.Run}, part{"provisioning key", rebinder.Run}, part{"standing", standing.Run})
 	return nil
 }
 
@@ -164,6 +166,7 @@ func (a *assembly) serveJoins() error {
 	server := enroll.NewServer(admit, a.locate, a.logger, a.registry)
 	if a.control != nil {
 		server.Revoke = a.relayRevokeByHolder
+		server.AnswerStanding(a.findNode)
 	}
 	a.front = append(a.front, part{"joins", func(ctx context.Context) error { return server.Run(ctx, l) }})
 	return nil

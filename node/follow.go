@@ -11,6 +11,7 @@ import (
 	"github.com/iapmesh/iapmesh/cluster/replica"
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/keyring/seal"
 	"github.com/iapmesh/iapmesh/node/control"
 	"github.com/iapmesh/iapmesh/node/state"
@@ -101,13 +102,13 @@ func (a *assembly) scope(ctx context.Context, node string, at store.Revision) (v
 	}, nil
 }
 
-// mayFollow ends the stream of a node that the view of now no longer trusts.
+// mayFollow ends the stream of a node that the view of now no longer trusts, or that has lapsed: it has to recover first.
 func (a *assembly) mayFollow(node string) error {
 	v := a.source.Load()
 	if v == nil {
 		return fault.New(fault.Unavailable, "this node has no view of the mesh yet")
 	}
-	if n := v.Keyring.Nodes[node]; n == nil || !n.Trusted() {
+	if n := v.Keyring.Nodes[node]; n == nil || !n.Trusted() || n.State == keyring.NodeLapsed {
 		return fault.New(fault.Denied, "node %s may not follow", node)
 	}
 	return nil

@@ -60,6 +60,19 @@ func callerNode(ctx context.Context) (string, error) {
 	return who.Node.ID, nil
 }
 
+// callerSource says from where a call comes.
+func callerSource(ctx context.Context) (netip.Addr, error) {
+	who, err := peer.FromContext(ctx)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	addr, err := netip.ParseAddrPort(who.RemoteAddr.String())
+	if err != nil {
+		return netip.Addr{}, fault.New(fault.Internal, "the caller's address: %w", err)
+	}
+	return addr.Addr().Unmap(), nil
+}
+
 // callerAdmin says which administrator calls.
 func callerAdmin(ctx context.Context) (name string, source netip.Addr, err error) {
 	who, err := peer.FromContext(ctx)

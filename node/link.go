@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -38,7 +39,7 @@ type link struct {
 const retryEvery = 150 * time.Millisecond
 
 // call makes f's call at the leader: at the one that is known to lead, then at those that answers point to, then at every
-// control node, until ctx ends. Only Unavailable is tried again.
+// control node, until ctx ends. Only Unavailable is tried again, unless the answer says when.
 func (l *link) call(ctx context.Context, what string, f func(context.Context, iapmeshv1.MeshServiceClient, ...grpc.CallOption) error) error {
 	var last error
 	for {
@@ -50,7 +51,8 @@ func (l *link) call(ctx context.Context, what string, f func(context.Context, ia
 			if err == nil {
 				return nil
 			}
-			if !fault.Is(err, fault.Unavailable) {
+			var put *putOff
+			if !fault.Is(err, fault.Unavailable) || errors.As(err, &put) {
 				return fmt.Errorf("%s: %w", what, err)
 			}
 			last = err
@@ -73,10 +75,32 @@ func (l *link) try(ctx context.Context, target controlNode, f func(context.Conte
 	}
 	var trailer metadata.MD
 	if err := f(ctx, client, grpc.Trailer(&trailer)); err != nil {
+		if after := trailer.Get(control.RetryTrailer); len(after) > 0 {
+			return controlNode{}, newPutOff(fault.FromStatus(err), after[0])
+		}
 		return leaderFrom(trailer), fault.FromStatus(err)
 	}
 	l.answered(target)
 	return controlNode{}, nil
+}
+
+// putOff is an answer that stays the same for a while.
+type putOff struct {
+	error
+	after time.Duration
+}
+
+func (p *putOff) Unwrap() error { return p.error }
+
+// maxPutOff bounds how long a node lets itself be put off.
+const maxPutOff = time.Hour
+
+func newPutOff(err error, seconds string) error {
+	n, parseErr := strconv.Atoi(seconds)
+	if parseErr != nil || n < 0 {
+		return err
+	}
+	return &putOff{err, min(time.Duration(n)*time.Second, maxPutOff)}
 }
 
 func leaderFrom(trailer metadata.MD) controlNode {

@@ -107,6 +107,11 @@ func (n *Node) Run(ctx context.Context) error {
 	n.logger.Info("node runs", "id", n.id.public.NodeID, "mesh", n.id.public.MeshID, "roles", n.config.Roles, "mesh_address", n.addresses.Mesh)
 	err = runStages(ctx, p.ground, p.base, p.front)
 	p.close()
+	var turnedAway *TurnedAwayError
+	if errors.As(err, &turnedAway) {
+		n.logger.Error("this node is turned away for good, and ends", "state", turnedAway.State, "since", turnedAway.Since, "reason", turnedAway.Reason)
+		return turnedAway
+	}
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		return nil
 	}

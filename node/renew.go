@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -32,46 +33,93 @@ type renewer struct {
 // renewRetry is how long a renewal that was not answered waits; the record is trusted meanwhile, expired or not.
 const renewRetry = 30 * time.Second
 
-// Run works until ctx ends.
+// renewLook is how often the clock is looked at: it goes on while a machine sleeps, and a timer does not.
+const renewLook = 10 * time.Second
+
+// confirmRetry is how long a confirmation that was refused waits.
+const confirmRetry = 5 * time.Second
+
+// Run works until ctx ends. What is refused, it asks for again: a quarantined node may be released, and one that is turned away for
+// good hears that elsewhere.
 func (r *renewer) Run(ctx context.Context) error {
-	if err := r.confirm(ctx); err != nil {
-		return err
-	}
-	for ctx.Err() == nil {
+	notBefore := r.confirm(ctx)
+	due := r.now().Add(r.due())
+	for {
+		changed := r.source.Changed()
+		at := due
+		if r.lapsed() {
+			at = r.now() // its key brings it back
+		}
+		if at.Before(notBefore) {
+			at = notBefore
+		}
+		wait := max(0, at.Sub(r.now()))
+		timer := time.NewTimer(min(wait, renewLook))
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return nil
-		case <-time.After(r.due()):
+		case <-changed:
+			timer.Stop()
+			continue
+		case <-timer.C:
 		}
-		if err := r.renew(ctx); err != nil && ctx.Err() == nil {
-			r.logger.Warn("certificate not renewed", "expires", r.cert.Certificate().Leaf.NotAfter, "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(renewRetry):
-			}
+		if wait > renewLook {
+			continue
 		}
+		pause := r.attempt(ctx)
+		due, notBefore = r.now().Add(r.due()), r.now().Add(pause)
 	}
-	return nil
 }
 
-// confirm tells the mesh that this node got its certificate. A node that the mesh has since turned away cannot go on.
-func (r *renewer) confirm(ctx context.Context) error {
-	if v := r.source.Load(); v != nil {
-		if n := v.Keyring.Nodes[r.nodeID]; n != nil && n.State == keyring.NodeActive {
-			return nil
+// attempt renews, and returns for how long not to ask again.
+func (r *renewer) attempt(ctx context.Context) time.Duration {
+	err := r.renew(ctx)
+	if err == nil || ctx.Err() != nil {
+		return renewRetry
+	}
+	r.logger.Warn("certificate not renewed", "expires", r.cert.Certificate().Leaf.NotAfter, "error", err)
+	pause := renewRetry
+	if put := (*putOff)(nil); errors.As(err, &put) {
+		pause = max(pause, put.after)
+	}
+	return pause + rand.N(pause/4) //nolint:gosec // jitter, no secret
+}
+
+func (r *renewer) lapsed() bool {
+	v := r.source.Load()
+	if v == nil {
+		return false
+	}
+	n := v.Keyring.Nodes[r.nodeID]
+	return n != nil && n.State == keyring.NodeLapsed
+}
+
+// confirm tells the mesh that this node got its certificate, until the mesh has heard it. It returns before when not to renew.
+func (r *renewer) confirm(ctx context.Context) (notBefore time.Time) {
+	for ctx.Err() == nil {
+		if v := r.source.Load(); v != nil {
+			if n := v.Keyring.Nodes[r.nodeID]; n != nil && n.State == keyring.NodeActive {
+				return time.Time{}
+			}
+		}
+		err := r.link.call(ctx, "confirm", func(ctx context.Context, c iapmeshv1.MeshServiceClient, o ...grpc.CallOption) error {
+			_, err := c.Confirm(ctx, &iapmeshv1.ConfirmRequest{}, o...)
+			return err
+		})
+		if err == nil || ctx.Err() != nil {
+			return time.Time{}
+		}
+		if fault.Is(err, fault.Conflict) { // lapsed: a renewal brings it back
+			return r.now().Add(r.attempt(ctx))
+		}
+		r.logger.Warn("join not confirmed", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(confirmRetry):
 		}
 	}
-	err := r.link.call(ctx, "confirm", func(ctx context.Context, c iapmeshv1.MeshServiceClient, o ...grpc.CallOption) error {
-		_, err := c.Confirm(ctx, &iapmeshv1.ConfirmRequest{}, o...)
-		return err
-	})
-	switch {
-	case err == nil || ctx.Err() != nil:
-		return nil
-	case fault.Is(err, fault.Conflict): // lapsed: the renewal below brings it back
-		return r.renew(ctx)
-	}
-	return err
+	return time.Time{}
 }
 
 // due is when the next renewal is: at two thirds of the certificate's life, give or take a tenth, so that nodes which joined

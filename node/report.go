@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,6 +29,13 @@ type reporter struct {
 	logger    *slog.Logger
 	dataDir   string
 	now       func() time.Time
+
+	answered atomic.Int64 // when the leader last answered, in Unix nanoseconds
+}
+
+// heard reports whether a leader has answered lately.
+func (r *reporter) heard() bool {
+	return time.Since(time.Unix(0, r.answered.Load())) < standingEvery
 }
 
 const (
@@ -76,6 +84,7 @@ func (r *reporter) stream(ctx context.Context, c iapmeshv1.MeshServiceClient, o 
 		if err != nil {
 			return err
 		}
+		r.answered.Store(time.Now().UnixNano())
 		if pong := resp.GetPong(); r.measure && !pong.GetStale() {
 			r.freshness.Answered(asked, state.RevisionOf(pong.GetRevision()), time.Duration(pong.GetAgeMs())*time.Millisecond)
 		}

@@ -43,7 +43,7 @@ func (a *assembly) serveMesh(context.Context) error {
 			return err
 		}
 		iapmeshv1.RegisterMeshServiceServer(nodeServer, &control.MeshServer{
-			Controller: a.control, Caller: callerNode, Follower: followers.Follow, QuorumRound: a.store.QuorumRound,
+			Controller: a.control, Caller: callerNode, Source: callerSource, Follower: followers.Follow, QuorumRound: a.store.QuorumRound,
 		})
 	}
 	if err := a.serveJoins(); err != nil {
@@ -69,7 +69,7 @@ func newGRPC(maxMessage int) *grpc.Server {
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
-		grpc.ChainUnaryInterceptor(fault.UnaryServer, control.PointToLeader),
+		grpc.ChainUnaryInterceptor(fault.UnaryServer, control.PointToLeader, control.SayWhen),
 		grpc.ChainStreamInterceptor(fault.StreamServer, control.PointStreamToLeader),
 	)
 }

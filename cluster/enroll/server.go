@@ -42,6 +42,7 @@ type Server struct {
 
 	admit       Admit
 	locate      func() []*iapmeshv1.ControlNode
+	find        func(node string) *iapmeshv1.Node // nil on a node that is no control node
 	logger      *slog.Logger
 	slots       chan struct{}
 	sources     limiter

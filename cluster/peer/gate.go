@@ -69,13 +69,21 @@ func (g *gate) remove(p *pass) {
 	}
 }
 
-// sourceOf is the address that a bound counts by: the IPv4 address, or the /64 of an IPv6 one, since a host owns all of it.
-func sourceOf(conn net.Conn) netip.Prefix {
+// addrOf is from where a connection came; zero if it is not TCP.
+func addrOf(conn net.Conn) netip.Addr {
 	tcp, ok := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr().Unmap().WithZone("")
+}
+
+// sourceOf is the address that a bound counts by: the IPv4 address, or the /64 of an IPv6 one, since a host owns all of it.
+func sourceOf(conn net.Conn) netip.Prefix {
+	addr := addrOf(conn)
+	if !addr.IsValid() {
 		return netip.Prefix{}
 	}
-	addr := tcp.AddrPort().Addr().Unmap().WithZone("")
 	bits := addr.BitLen()
 	if addr.Is6() {
 		bits = 64

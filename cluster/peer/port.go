@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"log/slog"
@@ -133,7 +134,6 @@ func (p *Port) Listen(name string, policy Policy) (net.Listener, error) {
 	}
 	if policy != Nobody {
 		pr.config.ClientAuth = tls.RequireAnyClientCert // proof of possession; whose key it is, the record says
-		pr.config.VerifyConnection = pr.check.verifyConnection
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -195,8 +195,26 @@ func (p *Port) check(policy Policy) check {
 				return Info{}, bundle.verify(cred, "", p.config.Clock())
 			}
 		}
-		return byRecord(view, cred, requirement{policy: policy}, p.config.Clock())
+		return byRecord(view, cred, requirement{policy: policy, self: p.ownKey()}, p.config.Clock())
 	}
+}
+
+func (p *Port) ownKey() ownKey {
+	if cert := p.config.Identity.Certificate(); cert != nil {
+		pub, _ := cert.Leaf.PublicKey.(ed25519.PublicKey) // Identity takes no other
+		return ownKey(pub)
+	}
+	return nil
+}
+
+// configFor is the protocol's configuration for one connection, whose peer is held against from where it came.
+func (pr *proto) configFor(conn net.Conn) *tls.Config {
+	if pr.policy == Nobody {
+		return pr.config
+	}
+	c, source := pr.config.Clone(), addrOf(conn)
+	c.VerifyConnection = func(cs tls.ConnectionState) error { return pr.check.verifyFrom(source, cs) }
+	return c
 }
 
 // Recheck ends the connections whose peer the current view no longer admits. Call it on each new view.

@@ -39,7 +39,7 @@ func (p *Port) shake(ctx context.Context, raw net.Conn) (*tls.Conn, *proto, erro
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			found = p.choose(hello.SupportedProtos)
 			if found != nil {
-				return found.config, nil
+				return found.configFor(hello.Conn), nil
 			}
 			if len(hello.SupportedProtos) == 0 {
 				return nil, fault.New(fault.Invalid, "the client named no protocol (ALPN)")
@@ -80,6 +80,7 @@ func (p *Port) deliver(tc *tls.Conn, pr *proto) {
 			_ = tc.NetConn().Close()
 			return
 		}
+		cred.inbound, cred.source = true, addrOf(tc)
 	}
 	c := newConn(tc, pr.name, cred, pr.check)
 	release, ok := p.admit(c, pr)

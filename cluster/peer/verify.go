@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -16,13 +17,16 @@ import (
 type requirement struct {
 	policy Policy
 	node   string
+	self   ownKey // whose source does not count
 }
 
 // credential is what a peer has proved by its handshake: that it holds the leaf's key. Whether that counts, check says.
 type credential struct {
-	pub   ed25519.PublicKey
-	id    keyring.ID
-	chain []*x509.Certificate
+	pub     ed25519.PublicKey
+	id      keyring.ID
+	chain   []*x509.Certificate
+	inbound bool       // the peer dialed this side
+	source  netip.Addr // from where, if it did
 }
 
 // check decides whether the holder of a credential may speak. A nil credential is that of an anonymous peer.
@@ -55,6 +59,17 @@ func (c check) verifyConnection(cs tls.ConnectionState) error {
 	return err
 }
 
+// verifyFrom is verifyConnection for a peer that came from an address.
+func (c check) verifyFrom(source netip.Addr, cs tls.ConnectionState) error {
+	cred, err := read(cs)
+	if err != nil {
+		return err
+	}
+	cred.inbound, cred.source = true, source
+	_, err = c(cred)
+	return err
+}
+
 // byRecord decides whether the holder of a credential may speak, by the records of the view and by nothing else.
 func byRecord(view *keyring.Snapshot, cred *credential, want requirement, now time.Time) (Info, error) {
 	if view == nil {
@@ -79,7 +94,19 @@ func byRecord(view *keyring.Snapshot, cred *credential, want requirement, now ti
 	case !want.policy.admitsNode(node):
 		return Info{}, fault.New(fault.Denied, "verify peer: node/%s is not admitted: want %s", node.ID, want.policy)
 	}
+	if cred.inbound && !want.self.equals(pub) {
+		if err := view.AdmitsSource(node, cred.source); err != nil {
+			return Info{}, fmt.Errorf("verify peer: node/%s: %w", node.ID, err)
+		}
+	}
 	return Info{Node: node}, nil
+}
+
+// ownKey is this party's own public key. A node that speaks to itself, as the leader does, comes from whatever address its host picks.
+type ownKey ed25519.PublicKey
+
+func (k ownKey) equals(pub ed25519.PublicKey) bool {
+	return len(k) > 0 && ed25519.PublicKey(k).Equal(pub)
 }
 
 func adminByRecord(view *keyring.Snapshot, pub ed25519.PublicKey, id keyring.ID, want requirement, now time.Time) (Info, error) {

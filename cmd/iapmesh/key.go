@@ -371,10 +371,3 @@ func keyTable(t *table, resp *iapmeshv1.GetKeyResponse) {
 		nodeRows(t, resp.Nodes)
 	}
 }
-
-func nodeRows(t *table, nodes []*iapmeshv1.Node) {
-	t.head("NODE", "NAME", "REGION", "ROLES", "STATE", "ENROLLED")
-	for _, n := range nodes {
-		t.row(n.Id, n.Name, n.Region, rolesText(n.Roles), enumText(n.State, "NODE_STATE_"), stampText(n.EnrolledAt, time.Now()))
-	}
-}

@@ -41,7 +41,7 @@ func newKeyRotateCommand(c *cli) *cobra.Command {
 	var out, public string
 	cmd := &cobra.Command{
 		Use: "rotate KEY", Short: "Give a key a successor, and retire it after a grace",
-		Long: `Give a key a successor with the same scope. Both serve until the grace ends; nodes of the old one stay bound to it.
+		Long: `Give a key a successor with the same scope. Both serve until the grace ends; nodes of the old one bind to it by themselves.
 The successor is made here, and printed once or written to --key-out; or elsewhere, and enrolled by its --public-key.
 
 Where a key takes a second administrator (control_key_approval), its successor does, too: the old key stays as it is until then.`,
@@ -111,7 +111,7 @@ func newKeyRevokeCommand(c *cli) *cobra.Command {
 		Use: "revoke KEY | revoke --with-key-file FILE", Short: "Revoke a key, for good, and by its cascade the nodes under it",
 		Long: `Revoke a key, for good. --cascade says what becomes of the nodes that joined under it:
   keep        they stay; only no more join
-  quarantine  they are cut off; to release them comes with a later release
+  quarantine  they are cut off until each is released: iapmesh nodes release
   kill        they are revoked, and every session that they signed with them
 --dry-run shows which nodes that would be, and changes nothing.
 

@@ -44,6 +44,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		newStatusCommand(c),
 		newMembersCommand(c),
 		newSealCommand(c),
+		newNodesCommand(c),
 		newKeyCommand(c),
 		newSigningKeyCommand(c),
 		newRevokeCommand(c),

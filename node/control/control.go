@@ -74,6 +74,7 @@ type Controller struct {
 	signOuts signOuts             // how often each node may end sessions
 	steady   map[string]time.Time // control candidate → since when it reports; leader's loop only
 	stopped  map[string]time.Time // session key that verifies only → since when its holder knows; leader's loop only
+	returned *recoveries          // who came back within the hour
 }
 
 // New makes a Controller.
@@ -90,7 +91,10 @@ func New(cfg Config) *Controller {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	return &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}, stopped: map[string]time.Time{}}
+	return &Controller{
+		Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}, stopped: map[string]time.Time{},
+		returned: newRecoveries(cfg.Registerer),
+	}
 }
 
 // Run seeks leadership and leads, until ctx ends.

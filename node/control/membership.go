@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
+	"errors"
 	"fmt"
 
+	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/revision"
 	"github.com/iapmesh/iapmesh/keyring"
@@ -39,6 +41,7 @@ func (c *Controller) Renew(ctx context.Context, nodeID string, csr []byte) (*iap
 		return nil, err
 	}
 	var node keyring.Node
+	recovered := false
 	_, err = c.updateAmongOthers(ctx, "renew", func(t *tx) error {
 		n, err := t.node(nodeID)
 		if err != nil {
@@ -51,6 +54,11 @@ func (c *Controller) Renew(ctx context.Context, nodeID string, csr []byte) (*iap
 		if !n.Trusted() {
 			return fault.New(fault.Denied, "node %s is %s: it gets no certificate", nodeID, n.State)
 		}
+		if recovered = recovers(n, t.Now); recovered {
+			if err := c.returned.admit(n, t.Now); err != nil {
+				return err
+			}
+		}
 		if n.State == keyring.NodeLapsed {
 			if node, err = keyring.RecoverNode(*n, t.Now); err != nil {
 				return err
@@ -61,7 +69,14 @@ func (c *Controller) Renew(ctx context.Context, nodeID string, csr []byte) (*iap
 		return nil
 	})
 	if err != nil {
+		var full *PutOffError
+		if recovered && !errors.As(err, &full) {
+			c.returned.release(&node)
+		}
 		return nil, err
+	}
+	if recovered {
+		c.recovered(ctx, &node)
 	}
 	cert, err := c.certify(&node, request)
 	if err != nil {
@@ -72,6 +87,13 @@ func (c *Controller) Renew(ctx context.Context, nodeID string, csr []byte) (*iap
 		return nil, err
 	}
 	return &iapmeshv1.RenewResponse{Certificate: cert, Bundle: bundle(v)}, nil
+}
+
+// recovered leaves a record of a node that came back.
+func (c *Controller) recovered(ctx context.Context, n *keyring.Node) {
+	c.returned.counted.WithLabelValues("admitted").Inc()
+	c.Logger.Info("node recovered", "node", n.ID, "name", n.Name, "key", n.BoundKey)
+	c.record(ctx, audit.KindAdmin, "node/"+n.ID, map[string]string{"action": "node.recover", "node": n.ID, "name": n.Name, "key": n.BoundKey})
 }
 
 // Leave makes a node depart at its own wish. A control node hands its vote over first.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -78,6 +79,8 @@ type MeshServer struct {
 	Controller *Controller
 	// Caller says which node calls: its certificate's, by record.
 	Caller func(context.Context) (string, error)
+	// Source says from where: what a key's scope is held against.
+	Source func(context.Context) (netip.Addr, error)
 	// Follower serves one follower.
 	Follower func(node string, stream grpc.BidiStreamingServer[iapmeshv1.FollowRequest, iapmeshv1.FollowResponse]) error
 	// QuorumRound returns after a round to a quorum that began after the call: what the leader's age stands on.
@@ -113,9 +116,26 @@ func (m *MeshServer) RelayJoin(ctx context.Context, req *iapmeshv1.RelayJoinRequ
 	return m.Controller.Admit(ctx, req)
 }
 
+// present is Caller for what a lapsed node may not do: before the state, its secrets and its own entries, it has to recover by Renew,
+// where the quota holds.
+func (m *MeshServer) present(ctx context.Context) (string, error) {
+	node, err := m.Caller(ctx)
+	if err != nil {
+		return "", err
+	}
+	v, err := m.Controller.view()
+	if err != nil {
+		return "", err
+	}
+	if n := v.Keyring.Nodes[node]; n != nil && n.State == keyring.NodeLapsed {
+		return "", fault.New(fault.Denied, "node %s has lapsed: it renews its certificate first", node)
+	}
+	return node, nil
+}
+
 // Follow implements MeshService.
 func (m *MeshServer) Follow(stream grpc.BidiStreamingServer[iapmeshv1.FollowRequest, iapmeshv1.FollowResponse]) error {
-	node, err := m.Caller(stream.Context())
+	node, err := m.present(stream.Context())
 	if err != nil {
 		return err
 	}
@@ -174,7 +194,7 @@ func (m *MeshServer) Renew(ctx context.Context, req *iapmeshv1.RenewRequest) (*i
 
 // AnnounceSigningKey implements MeshService.
 func (m *MeshServer) AnnounceSigningKey(ctx context.Context, req *iapmeshv1.AnnounceSigningKeyRequest) (*iapmeshv1.AnnounceSigningKeyResponse, error) {
-	node, err := m.Caller(ctx)
+	node, err := m.present(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +207,7 @@ func (m *MeshServer) AnnounceSigningKey(ctx context.Context, req *iapmeshv1.Anno
 
 // EndSession implements MeshService.
 func (m *MeshServer) EndSession(ctx context.Context, req *iapmeshv1.EndSessionRequest) (*iapmeshv1.EndSessionResponse, error) {
-	node, err := m.Caller(ctx)
+	node, err := m.present(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -196,6 +216,23 @@ func (m *MeshServer) EndSession(ctx context.Context, req *iapmeshv1.EndSessionRe
 		return nil, err
 	}
 	return &iapmeshv1.EndSessionResponse{Revision: state.RevisionProto(at)}, nil
+}
+
+// Rebind implements MeshService.
+func (m *MeshServer) Rebind(ctx context.Context, req *iapmeshv1.RebindRequest) (*iapmeshv1.RebindResponse, error) {
+	node, err := m.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	source, err := m.Source(ctx)
+	if err != nil {
+		return nil, err
+	}
+	at, err := m.Controller.Rebind(ctx, node, source, req)
+	if err != nil {
+		return nil, err
+	}
+	return &iapmeshv1.RebindResponse{Revision: state.RevisionProto(at)}, nil
 }
 
 // Leave implements MeshService.

@@ -38,6 +38,7 @@ type Mesh struct {
 	ports   *ports
 	world   *world
 	offset  atomic.Int64 // of every node's clock from the real one
+	drift   atomic.Int64 // the same, of those that run already, too
 	founded *node.Founded
 	keyFile string
 	regions map[string]*Region
@@ -50,6 +51,9 @@ type Region struct {
 	Name   string
 	config node.Config
 	stop   func()
+	from   string        // the loopback address that it comes from; empty: any
+	over   chan struct{} // closed when the node has ended
+	ended  error         // why; set before over closes
 }
 
 // Start founds a mesh with a node of roles control and proxy in each region, the first an aggregator as well, and waits until
@@ -141,7 +145,12 @@ func (m *Mesh) Heal(region string) { m.network.heal(m.In(region).config.Listen.M
 // Advance moves the clock of nodes that are started from now on.
 func (m *Mesh) Advance(d time.Duration) { m.offset.Add(int64(d)) }
 
-func (m *Mesh) now() time.Time { return time.Now().Add(time.Duration(m.offset.Load())) }
+// Drift moves the clock of every node, also of those that run.
+func (m *Mesh) Drift(d time.Duration) { m.drift.Add(int64(d)) }
+
+func (m *Mesh) now() time.Time {
+	return time.Now().Add(time.Duration(m.offset.Load() + m.drift.Load()))
+}
 
 func (m *Mesh) logger() *slog.Logger {
 	if os.Getenv("IAPMESH_TEST_LOG") == "" {
@@ -179,12 +188,16 @@ func (r *Region) Start() {
 	m := r.mesh
 	offset := time.Duration(m.offset.Load())
 	n, err := node.NewIn(context.WithoutCancel(m.t.Context()), r.config, node.Env{
-		Logger: m.logger(), NetDial: m.network.dialFrom(r.config.Listen.Mesh), Now: func() time.Time { return time.Now().Add(offset) },
+		Logger: m.logger(), NetDial: m.network.dialFrom(r.config.Listen.Mesh, r.from), Now: func() time.Time { return time.Now().Add(offset + time.Duration(m.drift.Load())) },
 	})
 	m.must("open node "+r.Name, err)
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- n.Run(ctx) }()
+	over := make(chan struct{})
+	r.over, r.ended = over, nil
+	go func() {
+		r.ended = n.Run(ctx)
+		close(over)
+	}()
 	stopped := false
 	r.stop = func() {
 		if stopped {
@@ -192,7 +205,9 @@ func (r *Region) Start() {
 		}
 		stopped = true
 		cancel()
-		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+		<-over
+		var turnedAway *node.TurnedAwayError // as it should, once a test has seen to that
+		if err := r.ended; err != nil && !errors.Is(err, context.Canceled) && !errors.As(err, &turnedAway) {
 			m.t.Errorf("node %s ended: %v", r.Name, err)
 		}
 	}
@@ -218,7 +233,7 @@ func (r *Region) Stop() { r.stop() }
 
 // Leave lets the node, which is stopped, leave the mesh.
 func (r *Region) Leave(ctx context.Context) error {
-	_, err := node.Leave(ctx, r.config, node.Env{Logger: r.mesh.logger(), NetDial: r.mesh.network.dialFrom(r.config.Listen.Mesh), Now: r.mesh.now})
+	_, err := node.Leave(ctx, r.config, node.Env{Logger: r.mesh.logger(), NetDial: r.mesh.network.dialFrom(r.config.Listen.Mesh, r.from), Now: r.mesh.now})
 	return err
 }
 

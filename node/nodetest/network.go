@@ -26,7 +26,8 @@ func newNetwork() *network { return &network{away: map[string]bool{}, conns: map
 
 func (n *network) severed(from, to string) bool { return from != to && (n.away[from] || n.away[to]) }
 
-func (n *network) dialFrom(from string) func(context.Context, string, string) (net.Conn, error) {
+// dialFrom dials for the node with that mesh address, from a loopback address where one is given.
+func (n *network) dialFrom(from, source string) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, kind, to string) (net.Conn, error) {
 		n.mu.Lock()
 		severed := n.severed(from, to)
@@ -35,6 +36,9 @@ func (n *network) dialFrom(from string) func(context.Context, string, string) (n
 			return nil, fault.New(fault.Unavailable, "dial %s: the test has cut the network", to)
 		}
 		var d net.Dialer
+		if source != "" {
+			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(source)}
+		}
 		c, err := d.DialContext(ctx, kind, to)
 		if err != nil {
 			return nil, err

@@ -124,7 +124,7 @@ func NodeProto(n *keyring.Node) *iapmeshv1.Node {
 		Id: n.ID, Name: n.Name, Region: n.Region, Roles: RolesProto(n.Roles), RouteSelector: n.RouteSelector, Addresses: AddressesProto(n.Addresses),
 		PublicKey: n.PublicKey, SealingPublicKey: n.SealingPublicKey, ProvisioningKey: n.ProvisioningKey, BoundKey: n.BoundKey,
 		State: nodeStates.proto(n.State), JoinId: n.JoinID, EnrolledAt: Stamp(n.EnrolledAt), StateSince: Stamp(n.StateSince),
-		CertificateExpiresAt: Stamp(n.CertExpiresAt), Reason: n.Reason, SessionPublicKey: n.SessionPublicKey,
+		CertificateExpiresAt: Stamp(n.CertExpiresAt), Reason: n.Reason, SessionPublicKey: n.SessionPublicKey, RebindTo: n.RebindTo,
 	}
 }
 
@@ -137,7 +137,7 @@ func NodeOf(p *iapmeshv1.Node) (*keyring.Node, error) {
 		ID: p.Id, Name: p.Name, Region: p.Region, Roles: RolesOf(p.Roles), RouteSelector: p.RouteSelector, Addresses: AddressesOf(p.Addresses),
 		PublicKey: p.PublicKey, SealingPublicKey: p.SealingPublicKey, ProvisioningKey: p.ProvisioningKey, BoundKey: p.BoundKey,
 		State: nodeStates.domain(p.State), JoinID: p.JoinId, EnrolledAt: Time(p.EnrolledAt), StateSince: Time(p.StateSince),
-		CertExpiresAt: Time(p.CertificateExpiresAt), Reason: p.Reason, SessionPublicKey: p.SessionPublicKey,
+		CertExpiresAt: Time(p.CertificateExpiresAt), Reason: p.Reason, SessionPublicKey: p.SessionPublicKey, RebindTo: p.RebindTo,
 	}, nil
 }
 

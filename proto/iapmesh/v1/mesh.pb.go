@@ -24,6 +24,118 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type StandingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"` // by the node key, over "iapmesh/standing/v1", the connection's keying material and the node id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StandingRequest) Reset() {
+	*x = StandingRequest{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StandingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StandingRequest) ProtoMessage() {}
+
+func (x *StandingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StandingRequest.ProtoReflect.Descriptor instead.
+func (*StandingRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *StandingRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *StandingRequest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type StandingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         NodeState              `protobuf:"varint,1,opt,name=state,proto3,enum=iapmesh.v1.NodeState" json:"state,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StandingResponse) Reset() {
+	*x = StandingResponse{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StandingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StandingResponse) ProtoMessage() {}
+
+func (x *StandingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StandingResponse.ProtoReflect.Descriptor instead.
+func (*StandingResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *StandingResponse) GetState() NodeState {
+	if x != nil {
+		return x.State
+	}
+	return NodeState_NODE_STATE_UNSPECIFIED
+}
+
+func (x *StandingResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StandingResponse) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 type LocateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -32,7 +144,7 @@ type LocateRequest struct {
 
 func (x *LocateRequest) Reset() {
 	*x = LocateRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[0]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +156,7 @@ func (x *LocateRequest) String() string {
 func (*LocateRequest) ProtoMessage() {}
 
 func (x *LocateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[0]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +169,7 @@ func (x *LocateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
 func (*LocateRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{0}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{2}
 }
 
 type LocateResponse struct {
@@ -69,7 +181,7 @@ type LocateResponse struct {
 
 func (x *LocateResponse) Reset() {
 	*x = LocateResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[1]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -81,7 +193,7 @@ func (x *LocateResponse) String() string {
 func (*LocateResponse) ProtoMessage() {}
 
 func (x *LocateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[1]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -94,7 +206,7 @@ func (x *LocateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateResponse.ProtoReflect.Descriptor instead.
 func (*LocateResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{1}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *LocateResponse) GetControlNodes() []*ControlNode {
@@ -123,7 +235,7 @@ type JoinBody struct {
 
 func (x *JoinBody) Reset() {
 	*x = JoinBody{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[2]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -135,7 +247,7 @@ func (x *JoinBody) String() string {
 func (*JoinBody) ProtoMessage() {}
 
 func (x *JoinBody) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[2]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -148,7 +260,7 @@ func (x *JoinBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinBody.ProtoReflect.Descriptor instead.
 func (*JoinBody) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{2}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *JoinBody) GetVersion() uint32 {
@@ -234,7 +346,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -246,7 +358,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[3]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -259,7 +371,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{3}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JoinRequest) GetBody() []byte {
@@ -306,7 +418,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -318,7 +430,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[4]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -331,7 +443,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{4}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JoinResponse) GetNodeId() string {
@@ -395,7 +507,7 @@ type ControlNode struct {
 
 func (x *ControlNode) Reset() {
 	*x = ControlNode{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +519,7 @@ func (x *ControlNode) String() string {
 func (*ControlNode) ProtoMessage() {}
 
 func (x *ControlNode) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[5]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +532,7 @@ func (x *ControlNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlNode.ProtoReflect.Descriptor instead.
 func (*ControlNode) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{5}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ControlNode) GetNodeId() string {
@@ -452,7 +564,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +576,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[6]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +589,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{6}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 type ConfirmResponse struct {
@@ -489,7 +601,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +613,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[7]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +626,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{7}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ConfirmResponse) GetRevision() *Revision {
@@ -536,7 +648,7 @@ type RelayJoinRequest struct {
 
 func (x *RelayJoinRequest) Reset() {
 	*x = RelayJoinRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +660,7 @@ func (x *RelayJoinRequest) String() string {
 func (*RelayJoinRequest) ProtoMessage() {}
 
 func (x *RelayJoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[8]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +673,7 @@ func (x *RelayJoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayJoinRequest.ProtoReflect.Descriptor instead.
 func (*RelayJoinRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{8}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RelayJoinRequest) GetJoin() *JoinRequest {
@@ -599,7 +711,7 @@ type FollowRequest struct {
 
 func (x *FollowRequest) Reset() {
 	*x = FollowRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +723,7 @@ func (x *FollowRequest) String() string {
 func (*FollowRequest) ProtoMessage() {}
 
 func (x *FollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[9]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +736,7 @@ func (x *FollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRequest.ProtoReflect.Descriptor instead.
 func (*FollowRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{9}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FollowRequest) GetMessage() isFollowRequest_Message {
@@ -680,7 +792,7 @@ type FollowStart struct {
 
 func (x *FollowStart) Reset() {
 	*x = FollowStart{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +804,7 @@ func (x *FollowStart) String() string {
 func (*FollowStart) ProtoMessage() {}
 
 func (x *FollowStart) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[10]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +817,7 @@ func (x *FollowStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowStart.ProtoReflect.Descriptor instead.
 func (*FollowStart) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{10}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FollowStart) GetAfter() *Revision {
@@ -739,7 +851,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +863,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[11]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +876,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{11}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Ping) GetNonce() uint64 {
@@ -788,7 +900,7 @@ type FollowResponse struct {
 
 func (x *FollowResponse) Reset() {
 	*x = FollowResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +912,7 @@ func (x *FollowResponse) String() string {
 func (*FollowResponse) ProtoMessage() {}
 
 func (x *FollowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +925,7 @@ func (x *FollowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowResponse.ProtoReflect.Descriptor instead.
 func (*FollowResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{12}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FollowResponse) GetMessage() isFollowResponse_Message {
@@ -871,7 +983,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +995,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1008,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{13}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Change) GetRevision() *Revision {
@@ -947,7 +1059,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1071,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1084,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Entry) GetKey() string {
@@ -1018,7 +1130,7 @@ type Pong struct {
 
 func (x *Pong) Reset() {
 	*x = Pong{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1142,7 @@ func (x *Pong) String() string {
 func (*Pong) ProtoMessage() {}
 
 func (x *Pong) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1155,7 @@ func (x *Pong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pong.ProtoReflect.Descriptor instead.
 func (*Pong) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Pong) GetNonce() uint64 {
@@ -1099,7 +1211,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1223,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1236,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportRequest) GetReport() *NodeReport {
@@ -1159,7 +1271,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1283,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1296,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeReport) GetRevision() *Revision {
@@ -1260,7 +1372,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1272,7 +1384,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1285,7 +1397,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReportResponse) GetPong() *Pong {
@@ -1304,7 +1416,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1428,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1441,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -1349,7 +1461,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1473,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1486,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RenewResponse) GetCertificate() []byte {
@@ -1402,7 +1514,7 @@ type AnnounceSigningKeyRequest struct {
 
 func (x *AnnounceSigningKeyRequest) Reset() {
 	*x = AnnounceSigningKeyRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1526,7 @@ func (x *AnnounceSigningKeyRequest) String() string {
 func (*AnnounceSigningKeyRequest) ProtoMessage() {}
 
 func (x *AnnounceSigningKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1539,7 @@ func (x *AnnounceSigningKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceSigningKeyRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceSigningKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AnnounceSigningKeyRequest) GetKid() string {
@@ -1460,7 +1572,7 @@ type AnnounceSigningKeyResponse struct {
 
 func (x *AnnounceSigningKeyResponse) Reset() {
 	*x = AnnounceSigningKeyResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1584,7 @@ func (x *AnnounceSigningKeyResponse) String() string {
 func (*AnnounceSigningKeyResponse) ProtoMessage() {}
 
 func (x *AnnounceSigningKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1597,7 @@ func (x *AnnounceSigningKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceSigningKeyResponse.ProtoReflect.Descriptor instead.
 func (*AnnounceSigningKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AnnounceSigningKeyResponse) GetRevision() *Revision {
@@ -1505,7 +1617,7 @@ type EndSessionRequest struct {
 
 func (x *EndSessionRequest) Reset() {
 	*x = EndSessionRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1629,7 @@ func (x *EndSessionRequest) String() string {
 func (*EndSessionRequest) ProtoMessage() {}
 
 func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1642,7 @@ func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionRequest.ProtoReflect.Descriptor instead.
 func (*EndSessionRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EndSessionRequest) GetSessionId() string {
@@ -1556,7 +1668,7 @@ type EndSessionResponse struct {
 
 func (x *EndSessionResponse) Reset() {
 	*x = EndSessionResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1680,7 @@ func (x *EndSessionResponse) String() string {
 func (*EndSessionResponse) ProtoMessage() {}
 
 func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,10 +1693,114 @@ func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionResponse.ProtoReflect.Descriptor instead.
 func (*EndSessionResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EndSessionResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+type RebindRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FromKey       string                 `protobuf:"bytes,1,opt,name=from_key,json=fromKey,proto3" json:"from_key,omitempty"` // id of the key that the node is bound to
+	ToKey         string                 `protobuf:"bytes,2,opt,name=to_key,json=toKey,proto3" json:"to_key,omitempty"`       // id of its successor, or of the key that an operator named for this node
+	Signature     []byte                 `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`            // by the node key, over "iapmesh/rebind/v1", mesh, node, from and to
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebindRequest) Reset() {
+	*x = RebindRequest{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebindRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebindRequest) ProtoMessage() {}
+
+func (x *RebindRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebindRequest.ProtoReflect.Descriptor instead.
+func (*RebindRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RebindRequest) GetFromKey() string {
+	if x != nil {
+		return x.FromKey
+	}
+	return ""
+}
+
+func (x *RebindRequest) GetToKey() string {
+	if x != nil {
+		return x.ToKey
+	}
+	return ""
+}
+
+func (x *RebindRequest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type RebindResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebindResponse) Reset() {
+	*x = RebindResponse{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebindResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebindResponse) ProtoMessage() {}
+
+func (x *RebindResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebindResponse.ProtoReflect.Descriptor instead.
+func (*RebindResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RebindResponse) GetRevision() *Revision {
 	if x != nil {
 		return x.Revision
 	}
@@ -1599,7 +1815,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1827,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1840,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{29}
 }
 
 type LeaveResponse struct {
@@ -1636,7 +1852,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +1864,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +1877,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LeaveResponse) GetRevision() *Revision {
@@ -1686,7 +1902,7 @@ type GossipMeta struct {
 
 func (x *GossipMeta) Reset() {
 	*x = GossipMeta{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1914,7 @@ func (x *GossipMeta) String() string {
 func (*GossipMeta) ProtoMessage() {}
 
 func (x *GossipMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1927,7 @@ func (x *GossipMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipMeta.ProtoReflect.Descriptor instead.
 func (*GossipMeta) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GossipMeta) GetNodeId() string {
@@ -1761,7 +1977,14 @@ var File_iapmesh_v1_mesh_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x15iapmesh/v1/mesh.proto\x12\n" +
-	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17iapmesh/v1/holder.proto\x1a\x16iapmesh/v1/state.proto\"\x0f\n" +
+	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17iapmesh/v1/holder.proto\x1a\x16iapmesh/v1/state.proto\"H\n" +
+	"\x0fStandingRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x89\x01\n" +
+	"\x10StandingResponse\x12+\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x15.iapmesh.v1.NodeStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x0f\n" +
 	"\rLocateRequest\"N\n" +
 	"\x0eLocateResponse\x12<\n" +
 	"\rcontrol_nodes\x18\x01 \x03(\v2\x17.iapmesh.v1.ControlNodeR\fcontrolNodes\"\xcb\x02\n" +
@@ -1868,6 +2091,12 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\"F\n" +
 	"\x12EndSessionResponse\x120\n" +
+	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"_\n" +
+	"\rRebindRequest\x12\x19\n" +
+	"\bfrom_key\x18\x01 \x01(\tR\afromKey\x12\x15\n" +
+	"\x06to_key\x18\x02 \x01(\tR\x05toKey\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\"B\n" +
+	"\x0eRebindResponse\x120\n" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"\x0e\n" +
 	"\fLeaveRequest\"A\n" +
 	"\rLeaveResponse\x120\n" +
@@ -1879,11 +2108,12 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x05roles\x18\x03 \x03(\x0e2\x10.iapmesh.v1.RoleR\x05roles\x12!\n" +
 	"\fmesh_address\x18\x04 \x01(\tR\vmeshAddress\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12#\n" +
-	"\rproxy_address\x18\x06 \x01(\tR\fproxyAddress2\xe4\x01\n" +
+	"\rproxy_address\x18\x06 \x01(\tR\fproxyAddress2\xab\x02\n" +
 	"\rEnrollService\x129\n" +
 	"\x04Join\x12\x17.iapmesh.v1.JoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12?\n" +
 	"\x06Locate\x12\x19.iapmesh.v1.LocateRequest\x1a\x1a.iapmesh.v1.LocateResponse\x12W\n" +
-	"\x0eRevokeByHolder\x12!.iapmesh.v1.RevokeByHolderRequest\x1a\".iapmesh.v1.RevokeByHolderResponse2\xb1\x05\n" +
+	"\x0eRevokeByHolder\x12!.iapmesh.v1.RevokeByHolderRequest\x1a\".iapmesh.v1.RevokeByHolderResponse\x12E\n" +
+	"\bStanding\x12\x1b.iapmesh.v1.StandingRequest\x1a\x1c.iapmesh.v1.StandingResponse2\xf2\x05\n" +
 	"\vMeshService\x12B\n" +
 	"\aConfirm\x12\x1a.iapmesh.v1.ConfirmRequest\x1a\x1b.iapmesh.v1.ConfirmResponse\x12C\n" +
 	"\tRelayJoin\x12\x1c.iapmesh.v1.RelayJoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12a\n" +
@@ -1893,7 +2123,8 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x05Renew\x12\x18.iapmesh.v1.RenewRequest\x1a\x19.iapmesh.v1.RenewResponse\x12c\n" +
 	"\x12AnnounceSigningKey\x12%.iapmesh.v1.AnnounceSigningKeyRequest\x1a&.iapmesh.v1.AnnounceSigningKeyResponse\x12K\n" +
 	"\n" +
-	"EndSession\x12\x1d.iapmesh.v1.EndSessionRequest\x1a\x1e.iapmesh.v1.EndSessionResponse\x12<\n" +
+	"EndSession\x12\x1d.iapmesh.v1.EndSessionRequest\x1a\x1e.iapmesh.v1.EndSessionResponse\x12?\n" +
+	"\x06Rebind\x12\x19.iapmesh.v1.RebindRequest\x1a\x1a.iapmesh.v1.RebindResponse\x12<\n" +
 	"\x05Leave\x12\x18.iapmesh.v1.LeaveRequest\x1a\x19.iapmesh.v1.LeaveResponseB7Z5github.com/iapmesh/iapmesh/proto/iapmesh/v1;iapmeshv1b\x06proto3"
 
 var (
@@ -1908,99 +2139,111 @@ func file_iapmesh_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_iapmesh_v1_mesh_proto_rawDescData
 }
 
-var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_iapmesh_v1_mesh_proto_goTypes = []any{
-	(*LocateRequest)(nil),              // 0: iapmesh.v1.LocateRequest
-	(*LocateResponse)(nil),             // 1: iapmesh.v1.LocateResponse
-	(*JoinBody)(nil),                   // 2: iapmesh.v1.JoinBody
-	(*JoinRequest)(nil),                // 3: iapmesh.v1.JoinRequest
-	(*JoinResponse)(nil),               // 4: iapmesh.v1.JoinResponse
-	(*ControlNode)(nil),                // 5: iapmesh.v1.ControlNode
-	(*ConfirmRequest)(nil),             // 6: iapmesh.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),            // 7: iapmesh.v1.ConfirmResponse
-	(*RelayJoinRequest)(nil),           // 8: iapmesh.v1.RelayJoinRequest
-	(*FollowRequest)(nil),              // 9: iapmesh.v1.FollowRequest
-	(*FollowStart)(nil),                // 10: iapmesh.v1.FollowStart
-	(*Ping)(nil),                       // 11: iapmesh.v1.Ping
-	(*FollowResponse)(nil),             // 12: iapmesh.v1.FollowResponse
-	(*Change)(nil),                     // 13: iapmesh.v1.Change
-	(*Entry)(nil),                      // 14: iapmesh.v1.Entry
-	(*Pong)(nil),                       // 15: iapmesh.v1.Pong
-	(*ReportRequest)(nil),              // 16: iapmesh.v1.ReportRequest
-	(*NodeReport)(nil),                 // 17: iapmesh.v1.NodeReport
-	(*ReportResponse)(nil),             // 18: iapmesh.v1.ReportResponse
-	(*RenewRequest)(nil),               // 19: iapmesh.v1.RenewRequest
-	(*RenewResponse)(nil),              // 20: iapmesh.v1.RenewResponse
-	(*AnnounceSigningKeyRequest)(nil),  // 21: iapmesh.v1.AnnounceSigningKeyRequest
-	(*AnnounceSigningKeyResponse)(nil), // 22: iapmesh.v1.AnnounceSigningKeyResponse
-	(*EndSessionRequest)(nil),          // 23: iapmesh.v1.EndSessionRequest
-	(*EndSessionResponse)(nil),         // 24: iapmesh.v1.EndSessionResponse
-	(*LeaveRequest)(nil),               // 25: iapmesh.v1.LeaveRequest
-	(*LeaveResponse)(nil),              // 26: iapmesh.v1.LeaveResponse
-	(*GossipMeta)(nil),                 // 27: iapmesh.v1.GossipMeta
-	(Role)(0),                          // 28: iapmesh.v1.Role
-	(*Addresses)(nil),                  // 29: iapmesh.v1.Addresses
-	(*Revision)(nil),                   // 30: iapmesh.v1.Revision
-	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
-	(*RevokeByHolderRequest)(nil),      // 32: iapmesh.v1.RevokeByHolderRequest
-	(*RelayRevokeByHolderRequest)(nil), // 33: iapmesh.v1.RelayRevokeByHolderRequest
-	(*RevokeByHolderResponse)(nil),     // 34: iapmesh.v1.RevokeByHolderResponse
+	(*StandingRequest)(nil),            // 0: iapmesh.v1.StandingRequest
+	(*StandingResponse)(nil),           // 1: iapmesh.v1.StandingResponse
+	(*LocateRequest)(nil),              // 2: iapmesh.v1.LocateRequest
+	(*LocateResponse)(nil),             // 3: iapmesh.v1.LocateResponse
+	(*JoinBody)(nil),                   // 4: iapmesh.v1.JoinBody
+	(*JoinRequest)(nil),                // 5: iapmesh.v1.JoinRequest
+	(*JoinResponse)(nil),               // 6: iapmesh.v1.JoinResponse
+	(*ControlNode)(nil),                // 7: iapmesh.v1.ControlNode
+	(*ConfirmRequest)(nil),             // 8: iapmesh.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),            // 9: iapmesh.v1.ConfirmResponse
+	(*RelayJoinRequest)(nil),           // 10: iapmesh.v1.RelayJoinRequest
+	(*FollowRequest)(nil),              // 11: iapmesh.v1.FollowRequest
+	(*FollowStart)(nil),                // 12: iapmesh.v1.FollowStart
+	(*Ping)(nil),                       // 13: iapmesh.v1.Ping
+	(*FollowResponse)(nil),             // 14: iapmesh.v1.FollowResponse
+	(*Change)(nil),                     // 15: iapmesh.v1.Change
+	(*Entry)(nil),                      // 16: iapmesh.v1.Entry
+	(*Pong)(nil),                       // 17: iapmesh.v1.Pong
+	(*ReportRequest)(nil),              // 18: iapmesh.v1.ReportRequest
+	(*NodeReport)(nil),                 // 19: iapmesh.v1.NodeReport
+	(*ReportResponse)(nil),             // 20: iapmesh.v1.ReportResponse
+	(*RenewRequest)(nil),               // 21: iapmesh.v1.RenewRequest
+	(*RenewResponse)(nil),              // 22: iapmesh.v1.RenewResponse
+	(*AnnounceSigningKeyRequest)(nil),  // 23: iapmesh.v1.AnnounceSigningKeyRequest
+	(*AnnounceSigningKeyResponse)(nil), // 24: iapmesh.v1.AnnounceSigningKeyResponse
+	(*EndSessionRequest)(nil),          // 25: iapmesh.v1.EndSessionRequest
+	(*EndSessionResponse)(nil),         // 26: iapmesh.v1.EndSessionResponse
+	(*RebindRequest)(nil),              // 27: iapmesh.v1.RebindRequest
+	(*RebindResponse)(nil),             // 28: iapmesh.v1.RebindResponse
+	(*LeaveRequest)(nil),               // 29: iapmesh.v1.LeaveRequest
+	(*LeaveResponse)(nil),              // 30: iapmesh.v1.LeaveResponse
+	(*GossipMeta)(nil),                 // 31: iapmesh.v1.GossipMeta
+	(NodeState)(0),                     // 32: iapmesh.v1.NodeState
+	(*timestamppb.Timestamp)(nil),      // 33: google.protobuf.Timestamp
+	(Role)(0),                          // 34: iapmesh.v1.Role
+	(*Addresses)(nil),                  // 35: iapmesh.v1.Addresses
+	(*Revision)(nil),                   // 36: iapmesh.v1.Revision
+	(*RevokeByHolderRequest)(nil),      // 37: iapmesh.v1.RevokeByHolderRequest
+	(*RelayRevokeByHolderRequest)(nil), // 38: iapmesh.v1.RelayRevokeByHolderRequest
+	(*RevokeByHolderResponse)(nil),     // 39: iapmesh.v1.RevokeByHolderResponse
 }
 var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
-	5,  // 0: iapmesh.v1.LocateResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	28, // 1: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
-	29, // 2: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
-	30, // 3: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
-	5,  // 4: iapmesh.v1.JoinResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	30, // 5: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
-	3,  // 6: iapmesh.v1.RelayJoinRequest.join:type_name -> iapmesh.v1.JoinRequest
-	10, // 7: iapmesh.v1.FollowRequest.start:type_name -> iapmesh.v1.FollowStart
-	11, // 8: iapmesh.v1.FollowRequest.ping:type_name -> iapmesh.v1.Ping
-	30, // 9: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
-	13, // 10: iapmesh.v1.FollowResponse.change:type_name -> iapmesh.v1.Change
-	15, // 11: iapmesh.v1.FollowResponse.pong:type_name -> iapmesh.v1.Pong
-	30, // 12: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
-	14, // 13: iapmesh.v1.Change.entries:type_name -> iapmesh.v1.Entry
-	30, // 14: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
-	30, // 15: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
-	17, // 16: iapmesh.v1.ReportRequest.report:type_name -> iapmesh.v1.NodeReport
-	30, // 17: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
-	31, // 18: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	31, // 19: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
-	15, // 20: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
-	30, // 21: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
-	30, // 22: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
-	30, // 23: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
-	28, // 24: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
-	3,  // 25: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
-	0,  // 26: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
-	32, // 27: iapmesh.v1.EnrollService.RevokeByHolder:input_type -> iapmesh.v1.RevokeByHolderRequest
-	6,  // 28: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
-	8,  // 29: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
-	33, // 30: iapmesh.v1.MeshService.RelayRevokeByHolder:input_type -> iapmesh.v1.RelayRevokeByHolderRequest
-	9,  // 31: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
-	16, // 32: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
-	19, // 33: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
-	21, // 34: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
-	23, // 35: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
-	25, // 36: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
-	4,  // 37: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
-	1,  // 38: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
-	34, // 39: iapmesh.v1.EnrollService.RevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
-	7,  // 40: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
-	4,  // 41: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
-	34, // 42: iapmesh.v1.MeshService.RelayRevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
-	12, // 43: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
-	18, // 44: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
-	20, // 45: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
-	22, // 46: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
-	24, // 47: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
-	26, // 48: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
-	37, // [37:49] is the sub-list for method output_type
-	25, // [25:37] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	32, // 0: iapmesh.v1.StandingResponse.state:type_name -> iapmesh.v1.NodeState
+	33, // 1: iapmesh.v1.StandingResponse.since:type_name -> google.protobuf.Timestamp
+	7,  // 2: iapmesh.v1.LocateResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
+	34, // 3: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
+	35, // 4: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
+	36, // 5: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
+	7,  // 6: iapmesh.v1.JoinResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
+	36, // 7: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
+	5,  // 8: iapmesh.v1.RelayJoinRequest.join:type_name -> iapmesh.v1.JoinRequest
+	12, // 9: iapmesh.v1.FollowRequest.start:type_name -> iapmesh.v1.FollowStart
+	13, // 10: iapmesh.v1.FollowRequest.ping:type_name -> iapmesh.v1.Ping
+	36, // 11: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
+	15, // 12: iapmesh.v1.FollowResponse.change:type_name -> iapmesh.v1.Change
+	17, // 13: iapmesh.v1.FollowResponse.pong:type_name -> iapmesh.v1.Pong
+	36, // 14: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
+	16, // 15: iapmesh.v1.Change.entries:type_name -> iapmesh.v1.Entry
+	36, // 16: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
+	36, // 17: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
+	19, // 18: iapmesh.v1.ReportRequest.report:type_name -> iapmesh.v1.NodeReport
+	36, // 19: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
+	33, // 20: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	33, // 21: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
+	17, // 22: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
+	36, // 23: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
+	36, // 24: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
+	36, // 25: iapmesh.v1.RebindResponse.revision:type_name -> iapmesh.v1.Revision
+	36, // 26: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
+	34, // 27: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
+	5,  // 28: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
+	2,  // 29: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
+	37, // 30: iapmesh.v1.EnrollService.RevokeByHolder:input_type -> iapmesh.v1.RevokeByHolderRequest
+	0,  // 31: iapmesh.v1.EnrollService.Standing:input_type -> iapmesh.v1.StandingRequest
+	8,  // 32: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
+	10, // 33: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
+	38, // 34: iapmesh.v1.MeshService.RelayRevokeByHolder:input_type -> iapmesh.v1.RelayRevokeByHolderRequest
+	11, // 35: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
+	18, // 36: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
+	21, // 37: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
+	23, // 38: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
+	25, // 39: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
+	27, // 40: iapmesh.v1.MeshService.Rebind:input_type -> iapmesh.v1.RebindRequest
+	29, // 41: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
+	6,  // 42: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
+	3,  // 43: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
+	39, // 44: iapmesh.v1.EnrollService.RevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	1,  // 45: iapmesh.v1.EnrollService.Standing:output_type -> iapmesh.v1.StandingResponse
+	9,  // 46: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
+	6,  // 47: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
+	39, // 48: iapmesh.v1.MeshService.RelayRevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	14, // 49: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
+	20, // 50: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
+	22, // 51: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
+	24, // 52: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
+	26, // 53: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
+	28, // 54: iapmesh.v1.MeshService.Rebind:output_type -> iapmesh.v1.RebindResponse
+	30, // 55: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
+	42, // [42:56] is the sub-list for method output_type
+	28, // [28:42] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_mesh_proto_init() }
@@ -2010,11 +2253,11 @@ func file_iapmesh_v1_mesh_proto_init() {
 	}
 	file_iapmesh_v1_holder_proto_init()
 	file_iapmesh_v1_state_proto_init()
-	file_iapmesh_v1_mesh_proto_msgTypes[9].OneofWrappers = []any{
+	file_iapmesh_v1_mesh_proto_msgTypes[11].OneofWrappers = []any{
 		(*FollowRequest_Start)(nil),
 		(*FollowRequest_Ping)(nil),
 	}
-	file_iapmesh_v1_mesh_proto_msgTypes[12].OneofWrappers = []any{
+	file_iapmesh_v1_mesh_proto_msgTypes[14].OneofWrappers = []any{
 		(*FollowResponse_Change)(nil),
 		(*FollowResponse_Pong)(nil),
 	}
@@ -2024,7 +2267,7 @@ func file_iapmesh_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_mesh_proto_rawDesc), len(file_iapmesh_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -24,6 +24,7 @@ const (
 	EnrollService_Join_FullMethodName           = "/iapmesh.v1.EnrollService/Join"
 	EnrollService_Locate_FullMethodName         = "/iapmesh.v1.EnrollService/Locate"
 	EnrollService_RevokeByHolder_FullMethodName = "/iapmesh.v1.EnrollService/RevokeByHolder"
+	EnrollService_Standing_FullMethodName       = "/iapmesh.v1.EnrollService/Standing"
 )
 
 // EnrollServiceClient is the client API for EnrollService service.
@@ -38,6 +39,9 @@ type EnrollServiceClient interface {
 	Locate(ctx context.Context, in *LocateRequest, opts ...grpc.CallOption) (*LocateResponse, error)
 	// RevokeByHolder revokes the key that signs the request, and nothing under it: whoever finds a key can make it worthless.
 	RevokeByHolder(ctx context.Context, in *RevokeByHolderRequest, opts ...grpc.CallOption) (*RevokeByHolderResponse, error)
+	// Standing tells a node that nobody else answers any more what became of it, on proof that it holds its key: so that one that was
+	// revoked while it was away stops. Control nodes answer it.
+	Standing(ctx context.Context, in *StandingRequest, opts ...grpc.CallOption) (*StandingResponse, error)
 }
 
 type enrollServiceClient struct {
@@ -78,6 +82,16 @@ func (c *enrollServiceClient) RevokeByHolder(ctx context.Context, in *RevokeByHo
 	return out, nil
 }
 
+func (c *enrollServiceClient) Standing(ctx context.Context, in *StandingRequest, opts ...grpc.CallOption) (*StandingResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StandingResponse)
+	err := c.cc.Invoke(ctx, EnrollService_Standing_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnrollServiceServer is the server API for EnrollService service.
 // All implementations must embed UnimplementedEnrollServiceServer
 // for forward compatibility.
@@ -90,6 +104,9 @@ type EnrollServiceServer interface {
 	Locate(context.Context, *LocateRequest) (*LocateResponse, error)
 	// RevokeByHolder revokes the key that signs the request, and nothing under it: whoever finds a key can make it worthless.
 	RevokeByHolder(context.Context, *RevokeByHolderRequest) (*RevokeByHolderResponse, error)
+	// Standing tells a node that nobody else answers any more what became of it, on proof that it holds its key: so that one that was
+	// revoked while it was away stops. Control nodes answer it.
+	Standing(context.Context, *StandingRequest) (*StandingResponse, error)
 	mustEmbedUnimplementedEnrollServiceServer()
 }
 
@@ -108,6 +125,9 @@ func (UnimplementedEnrollServiceServer) Locate(context.Context, *LocateRequest) 
 }
 func (UnimplementedEnrollServiceServer) RevokeByHolder(context.Context, *RevokeByHolderRequest) (*RevokeByHolderResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeByHolder not implemented")
+}
+func (UnimplementedEnrollServiceServer) Standing(context.Context, *StandingRequest) (*StandingResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Standing not implemented")
 }
 func (UnimplementedEnrollServiceServer) mustEmbedUnimplementedEnrollServiceServer() {}
 func (UnimplementedEnrollServiceServer) testEmbeddedByValue()                       {}
@@ -184,6 +204,24 @@ func _EnrollService_RevokeByHolder_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EnrollService_Standing_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StandingRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollServiceServer).Standing(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollService_Standing_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollServiceServer).Standing(ctx, req.(*StandingRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EnrollService_ServiceDesc is the grpc.ServiceDesc for EnrollService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -203,6 +241,10 @@ var EnrollService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "RevokeByHolder",
 			Handler:    _EnrollService_RevokeByHolder_Handler,
 		},
+		{
+			MethodName: "Standing",
+			Handler:    _EnrollService_Standing_Handler,
+		},
 	},
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "iapmesh/v1/mesh.proto",
@@ -217,6 +259,7 @@ const (
 	MeshService_Renew_FullMethodName               = "/iapmesh.v1.MeshService/Renew"
 	MeshService_AnnounceSigningKey_FullMethodName  = "/iapmesh.v1.MeshService/AnnounceSigningKey"
 	MeshService_EndSession_FullMethodName          = "/iapmesh.v1.MeshService/EndSession"
+	MeshService_Rebind_FullMethodName              = "/iapmesh.v1.MeshService/Rebind"
 	MeshService_Leave_FullMethodName               = "/iapmesh.v1.MeshService/Leave"
 )
 
@@ -242,6 +285,8 @@ type MeshServiceClient interface {
 	AnnounceSigningKey(ctx context.Context, in *AnnounceSigningKeyRequest, opts ...grpc.CallOption) (*AnnounceSigningKeyResponse, error)
 	// EndSession revokes one session at its own user's sign-out.
 	EndSession(ctx context.Context, in *EndSessionRequest, opts ...grpc.CallOption) (*EndSessionResponse, error)
+	// Rebind binds the caller's node to another provisioning key, on proof that it holds its own. Again, it changes nothing.
+	Rebind(ctx context.Context, in *RebindRequest, opts ...grpc.CallOption) (*RebindResponse, error)
 	// Leave marks the caller's node as departed.
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
 }
@@ -340,6 +385,16 @@ func (c *meshServiceClient) EndSession(ctx context.Context, in *EndSessionReques
 	return out, nil
 }
 
+func (c *meshServiceClient) Rebind(ctx context.Context, in *RebindRequest, opts ...grpc.CallOption) (*RebindResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RebindResponse)
+	err := c.cc.Invoke(ctx, MeshService_Rebind_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *meshServiceClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LeaveResponse)
@@ -372,6 +427,8 @@ type MeshServiceServer interface {
 	AnnounceSigningKey(context.Context, *AnnounceSigningKeyRequest) (*AnnounceSigningKeyResponse, error)
 	// EndSession revokes one session at its own user's sign-out.
 	EndSession(context.Context, *EndSessionRequest) (*EndSessionResponse, error)
+	// Rebind binds the caller's node to another provisioning key, on proof that it holds its own. Again, it changes nothing.
+	Rebind(context.Context, *RebindRequest) (*RebindResponse, error)
 	// Leave marks the caller's node as departed.
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
 	mustEmbedUnimplementedMeshServiceServer()
@@ -407,6 +464,9 @@ func (UnimplementedMeshServiceServer) AnnounceSigningKey(context.Context, *Annou
 }
 func (UnimplementedMeshServiceServer) EndSession(context.Context, *EndSessionRequest) (*EndSessionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method EndSession not implemented")
+}
+func (UnimplementedMeshServiceServer) Rebind(context.Context, *RebindRequest) (*RebindResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rebind not implemented")
 }
 func (UnimplementedMeshServiceServer) Leave(context.Context, *LeaveRequest) (*LeaveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
@@ -554,6 +614,24 @@ func _MeshService_EndSession_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _MeshService_Rebind_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RebindRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServiceServer).Rebind(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MeshService_Rebind_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServiceServer).Rebind(ctx, req.(*RebindRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _MeshService_Leave_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(LeaveRequest)
 	if err := dec(in); err != nil {
@@ -602,6 +680,10 @@ var MeshService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "EndSession",
 			Handler:    _MeshService_EndSession_Handler,
+		},
+		{
+			MethodName: "Rebind",
+			Handler:    _MeshService_Rebind_Handler,
 		},
 		{
 			MethodName: "Leave",

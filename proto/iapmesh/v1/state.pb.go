@@ -924,6 +924,7 @@ type Node struct {
 	CertificateExpiresAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
 	Reason               string                 `protobuf:"bytes,16,opt,name=reason,proto3" json:"reason,omitempty"`
 	SessionPublicKey     []byte                 `protobuf:"bytes,17,opt,name=session_public_key,json=sessionPublicKey,proto3" json:"session_public_key,omitempty"` // the first session key, of the join
+	RebindTo             string                 `protobuf:"bytes,18,opt,name=rebind_to,json=rebindTo,proto3" json:"rebind_to,omitempty"`                           // id of the key that an operator lets it bind to
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1075,6 +1076,13 @@ func (x *Node) GetSessionPublicKey() []byte {
 		return x.SessionPublicKey
 	}
 	return nil
+}
+
+func (x *Node) GetRebindTo() string {
+	if x != nil {
+		return x.RebindTo
+	}
+	return ""
 }
 
 // Admin lies at admin/<id>.
@@ -1998,7 +2006,7 @@ const file_iapmesh_v1_state_proto_rawDesc = "" +
 	"\tAddresses\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\tR\x04mesh\x12\x16\n" +
 	"\x06gossip\x18\x02 \x01(\tR\x06gossip\x12\x14\n" +
-	"\x05proxy\x18\x03 \x01(\tR\x05proxy\"\xb3\x05\n" +
+	"\x05proxy\x18\x03 \x01(\tR\x05proxy\"\xd0\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2020,7 +2028,8 @@ const file_iapmesh_v1_state_proto_rawDesc = "" +
 	"stateSince\x12P\n" +
 	"\x16certificate_expires_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt\x12\x16\n" +
 	"\x06reason\x18\x10 \x01(\tR\x06reason\x12,\n" +
-	"\x12session_public_key\x18\x11 \x01(\fR\x10sessionPublicKey\"\x93\x02\n" +
+	"\x12session_public_key\x18\x11 \x01(\fR\x10sessionPublicKey\x12\x1b\n" +
+	"\trebind_to\x18\x12 \x01(\tR\brebindTo\"\x93\x02\n" +
 	"\x05Admin\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +

@@ -1,0 +1,215 @@
+package node_test
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node"
+	"github.com/iapmesh/iapmesh/node/nodetest"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+func eventuallyBound(mesh *nodetest.Mesh, r *nodetest.Region, key nodetest.Key) {
+	mesh.Eventually(r.Name+" is bound to "+key.ID, func() bool { return r.Node().BoundKey == key.ID })
+}
+
+func TestARotatedKeysNodesBindToItsSuccessor(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	first := mesh.IssueKey("web", nil)
+	a, b := mesh.AddNodeWith("a", nodetest.NodeOptions{Key: first}), mesh.AddNodeWith("b", nodetest.NodeOptions{Key: first})
+	ana := a.SignIn("ana@example.com")
+
+	b.Stop() // it comes back to two rotations, and follows both
+	second := mesh.RotateKey(first.ID)
+	eventuallyBound(mesh, a, second)
+	third := mesh.RotateKey(second.ID)
+	eventuallyBound(mesh, a, third)
+	b.Start()
+	eventuallyBound(mesh, b, third)
+	for _, r := range []*nodetest.Region{a, b} {
+		if n := r.Node(); n.ProvisioningKey != first.ID || n.State != iapmeshv1.NodeState_NODE_STATE_ACTIVE {
+			t.Errorf("%s: joined under %s, %s", r.Name, n.ProvisioningKey, n.State)
+		}
+	}
+	mesh.Eventually("each step is on record, with its proof", func() bool {
+		steps := map[string]bool{}
+		for _, r := range mesh.Records(&iapmeshv1.QueryRequest{Kind: "rotation"}) {
+			record, err := audit.Decode(r.Record)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := record.Detail; d["action"] == "node.rebind" && len(d["signature"]) == 128 && d["parent"] == first.ID && d["by_word"] == "no" {
+				steps[d["node"]+d["from"]+d["to"]] = true
+			}
+		}
+		return len(steps) == 4
+	})
+
+	// The key leaks. Nobody moves on by himself, and each comes back by an operator's word alone.
+	mesh.RevokeKey(third.ID, iapmeshv1.Cascade_CASCADE_QUARANTINE)
+	mesh.In("eu-west").EventuallyRefuses(ana)
+	fresh := mesh.IssueKey("web-again", nil)
+	a.Release()
+	a.AwaitReady() // without a restart, by a new session key
+	if n := a.Node(); n.BoundKey != third.ID || n.State != iapmeshv1.NodeState_NODE_STATE_ACTIVE {
+		t.Errorf("released: bound to %s, %s", n.BoundKey, n.State)
+	}
+	bob := a.SignIn("bob@example.com")
+	mesh.In("eu-west").Serves(bob, http.StatusOK)
+	if err := a.AllowRebind(fresh); err != nil {
+		t.Fatal(err)
+	}
+	eventuallyBound(mesh, a, fresh)
+	if err := b.AllowRebind(fresh); err != nil { // the word may come before the release
+		t.Fatal(err)
+	}
+	if n := b.Node(); n.State != iapmeshv1.NodeState_NODE_STATE_QUARANTINED || n.BoundKey != third.ID || n.RebindTo != fresh.ID {
+		t.Errorf("quarantined, with a word: %s, bound to %s, may bind to %s", n.State, n.BoundKey, n.RebindTo)
+	}
+	b.Release()
+	eventuallyBound(mesh, b, fresh)
+	if !a.Running() || !b.Running() {
+		t.Error("a node that was quarantined has ended")
+	}
+	mesh.In("eu-west").Serves(bob, http.StatusOK) // a's sessions count through all that
+}
+
+func TestARevokedNodeEnds(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	edge, away := mesh.AddNode("edge", "proxy"), mesh.AddNode("away", "proxy")
+	mesh.AwaitVoters()
+	away.Stop()
+	mesh.RevokeNode("edge-1")
+	mesh.RevokeNode("away-1")
+	control := "us-east"
+	if mesh.Leader().Name == control {
+		control = "ap-south"
+	}
+	mesh.RevokeNode(control + "-1")
+	away.Start() // it was not there to hear of it
+	for _, r := range []*nodetest.Region{edge, away, mesh.In(control)} {
+		err := r.Ends()
+		var turnedAway *node.TurnedAwayError
+		if !errors.As(err, &turnedAway) || turnedAway.State != keyring.NodeRevoked || !strings.Contains(err.Error(), ": test; it ends") {
+			t.Errorf("%s ended by %v", r.Name, err)
+		}
+	}
+}
+
+func TestANodeThatWasRemovedEndsAndGivesItsPlace(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	key := mesh.IssueKey("one", func(r *iapmeshv1.IssueKeyRequest) { r.MaxActive = 1 })
+	a := mesh.AddNodeWith("a", nodetest.NodeOptions{Key: key})
+	ana := a.SignIn("ana@example.com")
+	a.Remove()
+	var turnedAway *node.TurnedAwayError
+	if err := a.Ends(); !errors.As(err, &turnedAway) || turnedAway.State != keyring.NodeDeparted {
+		t.Errorf("it ended by %v", err)
+	}
+	mesh.AddNodeWith("b", nodetest.NodeOptions{Key: key})
+	mesh.In("eu-west").Serves(ana, http.StatusOK) // what it signed stays good
+}
+
+func TestAControlNodeComesBackFromQuarantine(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	name := "us-east"
+	if mesh.Leader().Name == name {
+		name = "ap-south"
+	}
+	r := mesh.In(name)
+	r.Quarantine()
+	mesh.Eventually("it votes no more", func() bool {
+		status, err := mesh.TryStatus()
+		for _, n := range status.GetNodes() {
+			if n.Node.Region == name && n.Voter {
+				return false
+			}
+		}
+		return err == nil
+	})
+	r.Release()
+	mesh.AwaitVoters()
+	r.AwaitReady()
+	ana := r.SignIn("ana@example.com")
+	for _, other := range mesh.Regions() {
+		other.Serves(ana, http.StatusOK)
+	}
+}
+
+func TestANodeComesFromItsKeysAddressesAlone(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	inside := mesh.IssueKey("inside", func(r *iapmeshv1.IssueKeyRequest) { r.SourceCidrs = []string{"127.0.0.2/32"} })
+	outside := mesh.IssueKey("outside", func(r *iapmeshv1.IssueKeyRequest) { r.SourceCidrs = []string{"127.0.0.9/32"} })
+	a := mesh.AddNodeWith("a", nodetest.NodeOptions{Key: inside, From: "127.0.0.2"})
+	ana := a.SignIn("ana@example.com")
+	live := func() bool {
+		for _, n := range mesh.Status().Nodes {
+			if n.Node.Name == "a-1" {
+				return n.Live
+			}
+		}
+		return false
+	}
+	mesh.Eventually("it is heard", live)
+	a.Stop()
+	a.ComeFrom("127.0.0.3") // as a stolen disk would
+	a.Start()
+	mesh.Eventually("it is heard no more", func() bool { return !live() })
+	away := time.NewTimer(2 * time.Second)
+	defer away.Stop()
+	for waiting := true; waiting; {
+		select {
+		case <-away.C:
+			waiting = false
+		default:
+			if live() {
+				t.Fatal("it is heard from an address that its key does not name")
+			}
+		}
+	}
+	a.Stop()
+	a.ComeFrom("127.0.0.2")
+	a.Start()
+	mesh.Eventually("it is heard again", live)
+	a.Serves(ana, http.StatusOK)
+
+	// It binds to no key under which it could not come from there.
+	if err := a.AllowRebind(outside); err != nil { // the operator cannot know from where it comes
+		t.Fatal(err)
+	}
+	mesh.RotateKey(inside.ID) // something else that it sees
+	if n := a.Node(); n.BoundKey == outside.ID {
+		t.Error("it is bound to a key of other addresses")
+	}
+}
+
+func TestQuorumIsKept(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	others := []*nodetest.Region{}
+	leader := mesh.Leader().Name
+	for _, r := range mesh.Regions() {
+		if r.Name != leader {
+			others = append(others, r)
+		}
+	}
+	others[0].Stop()
+	others[0].Remove()
+	_, quarantine := others[1].TryQuarantine()
+	for what, err := range map[string]error{"quarantine": quarantine, "remove": others[1].TryRemove()} {
+		if !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), "needed to commit") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}

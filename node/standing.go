@@ -1,0 +1,135 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/iapmesh/iapmesh/cluster/enroll"
+	"github.com/iapmesh/iapmesh/cluster/peer"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// TurnedAwayError is why a node ends by itself: the mesh will never trust it again.
+type TurnedAwayError struct {
+	NodeID string
+	State  keyring.NodeState // revoked or departed
+	Reason string
+	Since  time.Time
+}
+
+func (e *TurnedAwayError) Error() string {
+	why := ""
+	if e.Reason != "" {
+		why = ": " + e.Reason
+	}
+	what := "was revoked"
+	if e.State == keyring.NodeDeparted {
+		what = "has departed from the mesh"
+	}
+	return fmt.Sprintf("node %s %s at %s%s; it ends, and cannot come back: join anew with another data_dir and a key", e.NodeID, what, e.Since.UTC().Format(time.RFC3339), why)
+}
+
+// Unwrap gives the kind.
+func (e *TurnedAwayError) Unwrap() error { return fault.New(fault.Denied, "turned away") }
+
+// turnedAway is the error for a node in that state; nil where the node may come back: a quarantined one is released, a lapsed one
+// proves its key.
+func turnedAway(id string, s keyring.NodeState, reason string, since time.Time) error {
+	if s == keyring.NodeRevoked || s == keyring.NodeDeparted {
+		return &TurnedAwayError{id, s, reason, since}
+	}
+	return nil
+}
+
+// standing ends a node that the mesh has turned away for good: by the node's own view, or, where it was away when that happened, by
+// what a control node says.
+type standing struct {
+	nodeID string
+	source *state.Source
+	ask    func(context.Context) (keyring.NodeState, string, time.Time, error) // control nodes, one after another
+	heard  func() bool                                                         // the leader has answered lately
+}
+
+// findNode is a node's record, whatever its state, for a control node to tell that node of.
+func (a *assembly) findNode(id string) *iapmeshv1.Node {
+	if v := a.source.Load(); v != nil {
+		if n := v.Keyring.Nodes[id]; n != nil {
+			return state.NodeProto(n)
+		}
+	}
+	return nil
+}
+
+// askStanding asks the control nodes that are known, one after another, until one has answered. Each is verified as the server of any
+// other call is; what it says of this node cannot be taken back later, so it need not be the newest.
+func (a *assembly) askStanding(ctx context.Context) (s keyring.NodeState, reason string, since time.Time, err error) {
+	err = fault.New(fault.Unavailable, "no control node is known")
+	for _, target := range a.link.candidates() {
+		if target.NodeID == a.id.public.NodeID {
+			continue
+		}
+		var resp *iapmeshv1.StandingResponse
+		if resp, err = a.askStandingOf(ctx, target); err == nil {
+			return state.NodeStateOf(resp.State), resp.Reason, state.Time(resp.Since), nil
+		}
+	}
+	return "", "", time.Time{}, err
+}
+
+func (a *assembly) askStandingOf(ctx context.Context, target controlNode) (*iapmeshv1.StandingResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	conn, err := a.dialer.Dial(ctx, peer.ProtoJoin, target.NodeID, target.Address)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return enroll.Standing(ctx, conn, a.id.public.NodeID, a.id.nodeKey())
+}
+
+// A node that no leader answers asks what became of it, soon and then ever less often: it may only be cut off, or wait in quarantine.
+const (
+	standingEvery    = 5 * time.Second
+	maxStandingEvery = time.Minute
+)
+
+// Run returns why the node has to end, or nil once ctx has.
+func (s *standing) Run(ctx context.Context) error {
+	pause := standingEvery
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for {
+		changed := s.source.Changed()
+		if v := s.source.Load(); v != nil {
+			if n := v.Keyring.Nodes[s.nodeID]; n != nil {
+				if err := turnedAway(n.ID, n.State, n.Reason, n.StateSince); err != nil {
+					return err
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+			continue
+		case <-timer.C:
+		}
+		if s.heard() {
+			pause = standingEvery
+			timer.Reset(pause)
+			continue
+		}
+		pause = min(2*pause, maxStandingEvery)
+		timer.Reset(pause/2 + rand.N(pause/2)) //nolint:gosec // spreads load, keeps no secret
+		if st, reason, since, err := s.ask(ctx); err == nil {
+			if err := turnedAway(s.nodeID, st, reason, since); err != nil {
+				return err
+			}
+		}
+	}
+}
