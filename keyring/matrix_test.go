@@ -57,6 +57,7 @@ DepartNode               departed    departed    departed    -           !confli
 QuarantineNode           quarantined quarantined quarantined !conflict   -           !conflict
 ReleaseNode              !conflict   !conflict   !conflict   !conflict   active      !conflict
 RevokeNode               revoked     revoked     revoked     revoked     revoked     -
+AllowRebind              -           -           -           !conflict   -           !conflict
 RebindNode               -           -           -           !conflict   !conflict   !conflict
 SweepNode                -           -           -           -           -           -
 SweepNode/a-day          departed    lapsed      -           -           -           -
@@ -190,6 +191,7 @@ func TestNodeMatrix(t *testing.T) {
 			"QuarantineNode":   func(n node) (node, error) { return keyring.QuarantineNode(n, "", now) },
 			"ReleaseNode":      func(n node) (node, error) { return keyring.ReleaseNode(n, now) },
 			"RevokeNode":       func(n node) (node, error) { return keyring.RevokeNode(n, "", now) },
+			"AllowRebind":      func(n node) (node, error) { return keyring.AllowRebind(n, to, keyring.RebindFacts{}) },
 			"RebindNode":       func(n node) (node, error) { return keyring.RebindNode(n, from, to, keyring.RebindFacts{}) },
 			"SweepNode":        sweep(now, time.Minute),
 			"SweepNode/a-day":  sweep(now, keyring.LapseAfter),
