@@ -37,11 +37,21 @@ func (r *renewer) Run(ctx context.Context) error {
 	if err := r.confirm(ctx); err != nil {
 		return err
 	}
+	at, hurried := r.now().Add(r.due()), false
 	for ctx.Err() == nil {
+		changed := r.source.Changed()
+		if !hurried && r.outdated() {
+			if soon := r.now().Add(r.soon()); soon.Before(at) {
+				at = soon
+			}
+			hurried = true
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(r.due()):
+		case <-changed:
+			continue
+		case <-time.After(at.Sub(r.now())):
 		}
 		if err := r.renew(ctx); err != nil && ctx.Err() == nil {
 			r.logger.Warn("certificate not renewed", "expires", r.cert.Certificate().Leaf.NotAfter, "error", err)
@@ -49,9 +59,31 @@ func (r *renewer) Run(ctx context.Context) error {
 			case <-ctx.Done():
 			case <-time.After(renewRetry):
 			}
+			continue
 		}
+		at, hurried = r.now().Add(r.due()), false
 	}
 	return nil
+}
+
+// outdated reports whether another authority than the one that issued this node's certificate issues now.
+func (r *renewer) outdated() bool {
+	v := r.source.Load()
+	if v == nil {
+		return false
+	}
+	active := v.Keyring.ActiveAuthority()
+	return active != nil && !active.Signed(r.cert.Certificate().Leaf)
+}
+
+// soon is when a certificate is renewed whose authority has retired: after a time by which the mesh as a whole asks for no more than
+// some twenty a second.
+func (r *renewer) soon() time.Duration {
+	spread := time.Second
+	if v := r.source.Load(); v != nil {
+		spread = max(spread, time.Duration(len(v.Keyring.Nodes))*50*time.Millisecond)
+	}
+	return time.Duration(rand.Float64() * float64(spread)) //nolint:gosec // jitter, no secret
 }
 
 // confirm tells the mesh that this node got its certificate. A node that the mesh has since turned away cannot go on.
@@ -105,20 +137,18 @@ func (r *renewer) renew(ctx context.Context) error {
 	if !leaf.NotAfter.After(r.now()) {
 		return fault.New(fault.Internal, "renew the certificate: what came back is over at %s", leaf.NotAfter)
 	}
-	p := &r.id.public
-	p.setCertificate(answer.Certificate, answer.Bundle)
-	if v := r.source.Load(); v != nil {
-		p.setControlNodes(control.Nodes(v, ""))
+	var nodes []*iapmeshv1.ControlNode
+	v := r.source.Load()
+	if v != nil {
+		nodes = control.Nodes(v, "")
 	}
-	if err := r.id.save(); err != nil {
+	if err := r.id.renewed(r.cert, answer.Certificate, answer.Bundle, nodes); err != nil {
 		return err
 	}
-	cert, err := r.id.certificate()
-	if err != nil {
-		return err
-	}
-	if err := r.cert.Set(cert); err != nil {
-		return err
+	if v != nil { // which may have brought other authorities while the answer was on its way
+		if err := r.id.follow(r.cert, r.source.Load().Keyring); err != nil {
+			return err
+		}
 	}
 	r.logger.Info("certificate renewed", "expires", leaf.NotAfter)
 	return nil
