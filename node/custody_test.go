@@ -1,12 +1,18 @@
 package node_test
 
 import (
+	"context"
 	"crypto/x509"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc"
+
+	"github.com/iapmesh/iapmesh/cluster/peer"
+	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/nodetest"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -34,7 +40,7 @@ func TestTheCARotatesWhileTheMeshServes(t *testing.T) {
 			for _, region := range mesh.Regions()[:3] {
 				region.Serves(ana, http.StatusOK) // at each step
 				for i, pin := range pins {
-					if _, err := region.Presents(pin); err != nil {
+					if _, err := presents(region, pin); err != nil {
 						t.Fatalf("rotation %d: a joiner that pins root %d: %v", n, i, err)
 					}
 				}
@@ -50,7 +56,7 @@ func TestTheCARotatesWhileTheMeshServes(t *testing.T) {
 		mesh.Eventually("every node has a certificate of it, and is known by any root", func() bool {
 			for _, region := range mesh.Regions()[:3] {
 				for i, pin := range pins {
-					leaf, err := region.Presents(pin)
+					leaf, err := presents(region, pin)
 					if err != nil {
 						t.Fatalf("rotation %d: a joiner that pins root %d: %v", n, i, err)
 					}
@@ -64,13 +70,13 @@ func TestTheCARotatesWhileTheMeshServes(t *testing.T) {
 	}
 	old := mesh.AddNode("old-pin", "proxy")
 	old.Serves(ana, http.StatusOK)
-	mesh.AddNodeUnder(mesh.IssueKey("after", pins[2]), "new-pin", "proxy").Serves(ana, http.StatusOK)
+	mesh.AddNodeUnder(issueKey(t, mesh, "after", pins[2]), "new-pin", "proxy").Serves(ana, http.StatusOK)
 
 	edge.Start() // it was off all the while, and knows the first root alone
 	edge.AwaitReady()
 	edge.Serves(ana, http.StatusOK)
 	mesh.Eventually("the follower has a certificate of the newest", func() bool {
-		leaf, err := edge.Presents(pins[2])
+		leaf, err := presents(edge, pins[2])
 		return err == nil && slices.Equal(leaf.AuthorityKeyId, issuerKeyID(t, mesh.Authorities()[2]))
 	})
 	leader := mesh.Leader()
@@ -78,7 +84,7 @@ func TestTheCARotatesWhileTheMeshServes(t *testing.T) {
 	leader.Start()
 	leader.AwaitReady()
 	for i, pin := range pins {
-		if _, err := leader.Presents(pin); err != nil {
+		if _, err := presents(leader, pin); err != nil {
 			t.Errorf("after a restart, a joiner that pins root %d: %v", i, err)
 		}
 	}
@@ -123,4 +129,35 @@ func issuerKeyID(t *testing.T, a *iapmeshv1.AuthorityStatus) []byte {
 		t.Fatal(err)
 	}
 	return cert.SubjectKeyId
+}
+
+// issueKey issues a provisioning key for proxies that pins a root, and returns it as it is written.
+func issueKey(t *testing.T, mesh *nodetest.Mesh, name string, pin [32]byte) string {
+	t.Helper()
+	secret, err := keyring.GenerateKey(pin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = mesh.Try(func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		_, err := iapmeshv1.NewKeyServiceClient(conn).IssueKey(ctx, &iapmeshv1.IssueKeyRequest{
+			PublicKey: secret.PublicKey(), Name: name, Grants: []iapmeshv1.Role{iapmeshv1.Role_ROLE_PROXY},
+		}, o...)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret.String()
+}
+
+// presents connects as a joiner does who knows nothing but a root's pin, and returns the certificate that the node proves itself by.
+func presents(r *nodetest.Region, pin [32]byte) (*x509.Certificate, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	conn, err := peer.Pinned{Pin: pin, AnyNode: true}.Dial(ctx, r.API())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0], nil
 }

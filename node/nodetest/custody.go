@@ -2,17 +2,12 @@ package nodetest
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
-	"github.com/iapmesh/iapmesh/cluster/peer"
-	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -44,28 +39,14 @@ func (m *Mesh) Authorities() []*iapmeshv1.AuthorityStatus {
 // BootstrapPin is the root that the mesh was founded with, as its first key pins it.
 func (m *Mesh) BootstrapPin() [32]byte { return m.founded.Bootstrap.Pin() }
 
-// IssueKey issues a provisioning key for proxies that pins a root.
-func (m *Mesh) IssueKey(name string, pin [32]byte) keyring.ProvisioningSecret {
-	m.t.Helper()
-	secret, err := keyring.GenerateKey(pin, nil)
-	m.must("generate a key", err)
-	m.call("issue key "+name, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
-		_, err := iapmeshv1.NewKeyServiceClient(conn).IssueKey(ctx, &iapmeshv1.IssueKeyRequest{
-			PublicKey: secret.PublicKey(), Name: name, Grants: []iapmeshv1.Role{iapmeshv1.Role_ROLE_PROXY}, MaxUses: proto.Uint32(0),
-		}, o...)
-		return err
-	})
-	return secret
-}
-
-// AddNodeUnder is AddNode with a key of its own.
-func (m *Mesh) AddNodeUnder(secret keyring.ProvisioningSecret, name string, roles ...string) *Region {
+// AddNodeUnder is AddNode with a key of its own, as it is written.
+func (m *Mesh) AddNodeUnder(key, name string, roles ...string) *Region {
 	m.t.Helper()
 	r := &Region{mesh: m, Name: name, config: m.config(name, len(m.order))}
 	r.config.Roles = roles
 	r.joinBy(m.regions[m.order[0]])
 	file := filepath.Join(m.dir, name+".key")
-	m.must("write the key", os.WriteFile(file, []byte(secret.String()), 0o600))
+	m.must("write the key", os.WriteFile(file, []byte(key), 0o600))
 	r.config.Join.Key = node.Credential{File: file}
 	m.regions[name] = r
 	m.order = append(m.order, name)
@@ -73,18 +54,6 @@ func (m *Mesh) AddNodeUnder(secret keyring.ProvisioningSecret, name string, role
 	r.Start()
 	r.AwaitReady()
 	return r
-}
-
-// Presents connects as a joiner does who knows nothing but a root's pin, and returns the certificate that the node proves itself by.
-func (r *Region) Presents(pin [32]byte) (*x509.Certificate, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	conn, err := peer.Pinned{Pin: pin, AnyNode: true}.Dial(ctx, r.config.Listen.Mesh)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	return conn.ConnectionState().PeerCertificates[0], nil
 }
 
 // RotateGossipKey begins to replace the gossip key.
