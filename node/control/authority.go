@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -86,8 +87,9 @@ func withHolds(err error, known map[string]*keyring.Authority, v *state.View, no
 				last = h
 			}
 		}
-		kept = append(kept, fmt.Sprintf("%s by %d, the last %s %s until %s", a.Serial[:8], len(holds), last.Kind, last.Name, last.Until.UTC().Format(time.RFC3339)))
+		kept = append(kept, fmt.Sprintf("%.8s by %d, the last %s %s until %s", a.Serial, len(holds), last.Kind, last.Name, last.Until.UTC().Format(time.RFC3339)))
 	}
+	slices.Sort(kept)
 	return fmt.Errorf("%w (kept: %s)", err, strings.Join(kept, "; "))
 }
 

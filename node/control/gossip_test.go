@@ -72,6 +72,38 @@ func TestTheGossipKeyIsReplacedStepByStepOnceANodeIsRevoked(t *testing.T) {
 	}
 }
 
+// Another node is revoked while some use the new key already, which it knows, too: what both of them know goes, and nobody is left behind.
+func TestANodeIsRevokedWhileTheGossipKeyIsReplaced(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	w.clock.advance(time.Minute)
+	gone, stays := w.joined(w.boot, "web-1", "eu-west"), w.joined(w.boot, "web-2", "us-east")
+	w.everybodyReports()
+	must(t, second(w.RotateGossipKey(t.Context(), "admin/ana")))
+	install := w.eventuallyPhase(stays, keyring.RingInstall, 2, false)
+	w.eventually("use", func() bool {
+		if w.view().Keyring.GossipRing.Phase == keyring.RingInstall {
+			w.everybodyReports()
+		}
+		return w.view().Keyring.GossipRing.Phase == keyring.RingUse
+	})
+	known := w.ring(gone)
+	must(t, second2(w.Revoke(t.Context(), "admin/ana", &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, Value: "web-1"})))
+	three := w.eventuallyPhase(stays, keyring.RingInstall, 3, false)
+	if !bytes.Equal(three[0], install[1]) || !bytes.Equal(three[1], install[0]) || w.ring(gone) != nil {
+		t.Error("install: want the key in use first, the one that some still use behind it, and none of it for the revoked node")
+	}
+	last := w.eventuallyPhase(stays, keyring.RingSteady, 1, true)
+	if !bytes.Equal(last[0], three[2]) {
+		t.Error("want the newest key alone")
+	}
+	for _, k := range known {
+		if bytes.Equal(k, last[0]) {
+			t.Error("the revoked node knows the key")
+		}
+	}
+}
+
 func TestAStepOfTheGossipRingWaitsForWhoeverIsLive(t *testing.T) {
 	t.Parallel()
 	w := start(t)
