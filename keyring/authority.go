@@ -24,8 +24,8 @@ const (
 	BackDate      = 5 * time.Minute
 )
 
-// NewAuthority makes a root of the mesh: Ed25519, self-signed, ten years. It is active: of a new mesh it is the only one. A nil
-// random is crypto/rand. The private key is the caller's to keep, as a secret of audience control.
+// NewAuthority makes a root of the mesh: Ed25519, self-signed, ten years. It is active, as the first of a mesh is; PrepareAuthority
+// takes one as the next. A nil random is crypto/rand. The private key is the caller's to keep, as a secret of audience control.
 func NewAuthority(random io.Reader, now time.Time, trustDomain string) (Authority, ed25519.PrivateKey, error) {
 	if random == nil {
 		random = rand.Reader
@@ -51,14 +51,14 @@ func NewAuthority(random io.Reader, now time.Time, trustDomain string) (Authorit
 		URIs:                  []*url.URL{td.ID().URL()},
 		IsCA:                  true,
 		BasicConstraintsValid: true,
-		MaxPathLen:            1, // the successor, cross-signed, and its leaves
+		MaxPathLen:            1, // another authority, cross-signed, and its leaves
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	cert, err := sign(template, template, key.Public().(ed25519.PublicKey), key)
 	if err != nil {
 		return Authority{}, nil, err
 	}
-	return Authority{Serial: hex.EncodeToString(serial.Bytes()), Certificate: cert, State: AuthorityActive, CreatedAt: now}, key, nil
+	return Authority{Serial: hex.EncodeToString(serial.Bytes()), Certificate: cert, State: AuthorityActive, CreatedAt: now, ActiveAt: now}, key, nil
 }
 
 // newSerial is 127 random bits, never zero.
@@ -84,7 +84,8 @@ func sign(template, parent *x509.Certificate, pub ed25519.PublicKey, key ed25519
 }
 
 // CrossSign makes next's root trusted by those who trust authority alone: a certificate of next's key, signed by authority, for the
-// chain of a server whose certificate next issued. So pins outlive a change of CA.
+// chain of a server whose certificate next issued. So pins outlive a change of CA. A retired authority still signs others' keys; its
+// path length of zero keeps a cross certificate from signing a further one.
 func CrossSign(authority Authority, caKey ed25519.PrivateKey, next Authority, now time.Time) (*x509.Certificate, error) {
 	if err := checkAuthority(authority, caKey); err != nil {
 		return nil, err
@@ -101,6 +102,7 @@ func CrossSign(authority Authority, caKey ed25519.PrivateKey, next Authority, no
 		SerialNumber:          serial,
 		Subject:               next.Certificate.Subject,
 		SubjectKeyId:          next.Certificate.SubjectKeyId,
+		AuthorityKeyId:        authority.Certificate.SubjectKeyId, // all roots bear one name: this tells them apart
 		NotBefore:             now.Add(-BackDate),
 		NotAfter:              earlier(authority.Certificate.NotAfter, next.Certificate.NotAfter),
 		URIs:                  next.Certificate.URIs,
@@ -118,9 +120,6 @@ func checkAuthority(a Authority, key ed25519.PrivateKey) error {
 	pub, ok := a.Certificate.PublicKey.(ed25519.PublicKey)
 	if !ok || !pub.Equal(key.Public()) {
 		return fault.New(fault.Invalid, "authority %s: the private key is another's", a.Serial)
-	}
-	if a.State == AuthorityRetired {
-		return fault.New(fault.Invalid, "authority %s: retired", a.Serial)
 	}
 	return nil
 }

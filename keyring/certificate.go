@@ -110,6 +110,9 @@ func issue(a Authority, caKey ed25519.PrivateKey, csr *x509.CertificateRequest, 
 	if err := checkAuthority(a, caKey); err != nil {
 		return nil, err
 	}
+	if a.State == AuthorityRetired {
+		return nil, fault.New(fault.Invalid, "authority %s: retired", a.Serial)
+	}
 	pub, err := csrKey(csr)
 	if err != nil {
 		return nil, err

@@ -221,6 +221,12 @@ type Authority struct {
 	Certificate *x509.Certificate
 	State       AuthorityState
 	CreatedAt   time.Time
+	ActiveAt    time.Time // it issues from then on
+	RetiredAt   time.Time // until then
+	// CrossCertificates are of this authority's key, each signed by another authority: for the chain of a server whose certificate this
+	// one issued.
+	CrossCertificates []*x509.Certificate
+	Revision          revision.Revision // at which the record was last written
 }
 
 // RevocationKind is what a revocation matches.

@@ -11,9 +11,6 @@ import (
 	"github.com/iapmesh/iapmesh/internal/fault"
 )
 
-// maxChain bounds the certificates that a server may send: leaf, a cross-signed root or two, the pinned root.
-const maxChain = 6
-
 // Pin is SHA-256 of a certificate's public key (SPKI).
 func Pin(cert *x509.Certificate) [sha256.Size]byte {
 	return sha256.Sum256(cert.RawSubjectPublicKeyInfo)
@@ -35,14 +32,14 @@ func VerifyPinned(chain []*x509.Certificate, pin [sha256.Size]byte, now time.Tim
 
 // VerifyPinnedNode is VerifyPinned for what any node may be asked.
 func VerifyPinnedNode(chain []*x509.Certificate, pin [sha256.Size]byte, now time.Time) (ID, error) {
-	if len(chain) < 2 || len(chain) > maxChain {
-		return ID{}, fault.New(fault.Unauthenticated, "server: sent %d certificates, want its own, then the root: 2 to %d", len(chain), maxChain)
+	if len(chain) < 2 || len(chain) > MaxChain {
+		return ID{}, fault.New(fault.Unauthenticated, "server: sent %d certificates, want its own, then the root: 2 to %d", len(chain), MaxChain)
 	}
 	var root *x509.Certificate
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	for _, c := range chain[1:] {
 		have := Pin(c)
-		if subtle.ConstantTimeCompare(have[:], pin[:]) == 1 && c.IsCA && c.BasicConstraintsValid && c.CheckSignatureFrom(c) == nil {
+		if subtle.ConstantTimeCompare(have[:], pin[:]) == 1 && IsRoot(c) {
 			root = c
 			roots.AddCert(c)
 			continue

@@ -36,14 +36,26 @@ type Readiness struct {
 // ReadyToPromote holds an announced key against what the nodes have reported. For its first 15 s a leader cannot tell a silent
 // node from one that has not reached it yet, so that all count as live; and without any live node nothing is ready.
 func ReadyToPromote(k SigningKey, f PromoteFacts) Readiness {
-	var r Readiness
-	acknowledged := 0
+	r, acknowledged := acknowledgedBy(k.Revision, f)
+	if k.Kind == SigningAssertion {
+		maxAge := f.JWKSMaxAge
+		if maxAge == 0 {
+			maxAge = JWKSMaxAge
+		}
+		r.NotBefore = k.AnnouncedAt.Add(2 * maxAge)
+	}
+	r.Ready = k.State == SigningAnnounced && acknowledged && len(r.Waiting) == 0 && !f.Now.Before(r.NotBefore)
+	return r
+}
+
+// acknowledgedBy says whom a record waits for that was written at a revision, and whether any live node has it at all.
+func acknowledgedBy(at revision.Revision, f PromoteFacts) (r Readiness, acknowledged bool) {
 	canTell := f.Now.Sub(f.ListeningSince) >= LiveWithin
 	for _, a := range f.Acks {
 		live := !a.ReportedAt.IsZero() && f.Now.Sub(a.ReportedAt) < LiveWithin
-		switch holds := !a.Revision.Before(k.Revision); {
+		switch holds := !a.Revision.Before(at); {
 		case live && holds:
-			acknowledged++
+			acknowledged = !at.IsZero()
 		case live || !canTell:
 			r.Waiting = append(r.Waiting, a.Node)
 		default:
@@ -52,13 +64,5 @@ func ReadyToPromote(k SigningKey, f PromoteFacts) Readiness {
 	}
 	slices.Sort(r.Waiting)
 	slices.Sort(r.Lagging)
-	if k.Kind == SigningAssertion {
-		maxAge := f.JWKSMaxAge
-		if maxAge == 0 {
-			maxAge = JWKSMaxAge
-		}
-		r.NotBefore = k.AnnouncedAt.Add(2 * maxAge)
-	}
-	r.Ready = k.State == SigningAnnounced && !k.Revision.IsZero() && acknowledged > 0 && len(r.Waiting) == 0 && !f.Now.Before(r.NotBefore)
-	return r
+	return r, acknowledged
 }

@@ -47,7 +47,7 @@ type assembly struct {
 	control   *control.Controller // nil on nodes that cannot lead
 	link      *link
 	gossip    atomic.Pointer[gossip.Mesh]
-	ringSeen  []byte // ciphertext of the ring in use; the view's goroutine only
+	ring      ringInUse
 	spool     *spool.Spool
 	trail     *trail
 	refusals  *spool.Refusals
@@ -124,6 +124,7 @@ func (a *assembly) connect(ctx context.Context) error {
 // follow turns the engine's changes into views; each view is applied to what is open before it counts as served.
 func (a *assembly) follow(context.Context) error {
 	a.source = state.NewSource(a.engine, a.logger,
+		a.followAuthorities,
 		func(*state.View) { a.port.Recheck() },
 		func(*state.View) { a.dialer.Recheck() },
 		func(v *state.View) {
@@ -131,7 +132,7 @@ func (a *assembly) follow(context.Context) error {
 				a.users.live.Recheck(v)
 			}
 		},
-		func(v *state.View) { a.turnGossipKeys(v) },
+		a.turnGossipKeys,
 	)
 	a.base = append(a.base, part{"view", a.source.Run})
 	a.freshness = state.NewFreshness(a.source, a.env.Now)

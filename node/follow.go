@@ -42,7 +42,7 @@ type sources struct {
 }
 
 func (s *sources) dial(context.Context) (iapmeshv1.MeshServiceClient, string, error) {
-	known := s.id.public.ControlNodes
+	known := s.id.controlNodes()
 	if v := s.source.Load(); v != nil {
 		known = nil
 		for _, n := range control.Nodes(v, "") {

@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"sync"
 	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/gossip"
@@ -43,41 +44,50 @@ func (a *assembly) runGossip(ctx context.Context) error {
 		return err
 	}
 	a.gossip.Store(mesh)
+	a.turnGossipKeys(a.source.Load()) // the ring may have turned since v
 	return mesh.Run(ctx)
 }
 
 // gossipKeys are the ring's keys in a view; nil if this node cannot open it yet.
 func (a *assembly) gossipKeys(v *state.View) [][]byte {
 	ring, err := a.member.Open(v.Keyring, keyring.AudienceGossip, keyring.SecretGossipRing)
-	if err != nil || len(ring) == 0 || len(ring)%32 != 0 {
-		if err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Denied) { // no member yet: a later view says otherwise
-			a.logger.Warn("ring of gossip keys not opened", "error", err)
-		}
-		return nil
-	}
 	var keys [][]byte
-	for len(ring) > 0 {
-		keys, ring = append(keys, ring[:32]), ring[32:]
+	if err == nil {
+		keys, err = keyring.ParseRing(ring)
+	}
+	if err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Denied) { // no member yet: a later view says otherwise
+		a.logger.Warn("ring of gossip keys not opened", "error", err)
 	}
 	return keys
 }
 
-// turnGossipKeys follows the ring of each view.
+// ringInUse is which ring this node gossips by.
+type ringInUse struct {
+	mu         sync.Mutex
+	ciphertext []byte // guarded by mu
+}
+
+// turnGossipKeys follows the ring of each view, before the view counts as served: the next step waits for that.
 func (a *assembly) turnGossipKeys(v *state.View) {
 	mesh := a.gossip.Load()
 	if mesh == nil {
 		return
 	}
+	a.ring.mu.Lock()
+	defer a.ring.mu.Unlock()
 	secret := v.Keyring.Secrets[keyring.AudienceGossip+"/"+keyring.SecretGossipRing]
-	if secret == nil || bytes.Equal(secret.Ciphertext, a.ringSeen) {
+	if secret == nil || bytes.Equal(secret.Ciphertext, a.ring.ciphertext) {
 		return
 	}
-	a.ringSeen = secret.Ciphertext
-	if keys := a.gossipKeys(v); keys != nil {
-		if err := mesh.SetKeys(keys); err != nil {
-			a.logger.Error("gossip keys not turned", "error", err)
-		}
+	keys := a.gossipKeys(v)
+	if keys == nil {
+		return
 	}
+	if err := mesh.SetKeys(keys); err != nil {
+		a.logger.Error("gossip keys not turned", "error", err)
+		return
+	}
+	a.ring.ciphertext = secret.Ciphertext
 }
 
 // gossipSeeds are the addresses of a pool's nodes, by the view.

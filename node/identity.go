@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
@@ -24,7 +23,8 @@ import (
 type identity struct {
 	dir    string
 	sealer *seal.Sealer
-	public publicIdentity
+	mu     sync.Mutex     // while the node runs, guards what of public changes: the certificate, its chain, the control nodes
+	public publicIdentity // the rest of it is fixed from the join on
 	keys   privateKeys
 }
 
@@ -40,7 +40,7 @@ type publicIdentity struct {
 	MeshID       string        `json:"mesh_id,omitempty"`
 	TrustDomain  string        `json:"trust_domain,omitempty"`
 	Certificate  []byte        `json:"certificate,omitempty"` // DER
-	Bundle       [][]byte      `json:"bundle,omitempty"`      // roots, DER
+	Bundle       [][]byte      `json:"bundle,omitempty"`      // behind the certificate: cross certificates, roots; DER
 	ControlNodes []controlNode `json:"control_nodes,omitempty"`
 	FirstKey     firstKey      `json:"first_session_key"`
 }
@@ -198,30 +198,6 @@ func (id *identity) nodeKey() ed25519.PrivateKey    { return ed25519.NewKeyFromS
 func (id *identity) sessionKey() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(id.keys.Session) }
 
 func (id *identity) enrolled() bool { return id.public.NodeID != "" && len(id.public.Certificate) > 0 }
-
-// certificate is the node's own, with the roots behind it: a joiner finds the one that it pinned there.
-func (id *identity) certificate() (*tls.Certificate, error) {
-	leaf, err := x509.ParseCertificate(id.public.Certificate)
-	if err != nil {
-		return nil, fault.New(fault.Internal, "identity: certificate: %w", err)
-	}
-	return &tls.Certificate{
-		Certificate: append([][]byte{id.public.Certificate}, id.public.Bundle...), PrivateKey: id.nodeKey(), Leaf: leaf,
-	}, nil
-}
-
-// roots are those that the node knew when it last spoke to the mesh: all it has before its first view.
-func (id *identity) roots() (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	for _, der := range id.public.Bundle {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fault.New(fault.Internal, "identity: root: %w", err)
-		}
-		pool.AddCert(cert)
-	}
-	return pool, nil
-}
 
 // member opens secrets as this node.
 func (id *identity) member() (seal.Member, error) {

@@ -18,6 +18,7 @@ import (
 // serveOps serves /healthz, /readyz and /metrics where an operator's own tools reach them: loopback, unless he says otherwise.
 func (a *assembly) serveOps(ctx context.Context) error {
 	a.registry.MustRegister(newNodeMetrics(a)...)
+	a.registry.MustRegister(newCustodyMetrics(a)...)
 	if a.config.Listen.Ops == "" {
 		return nil
 	}

@@ -43,17 +43,25 @@ const confirmRetry = 5 * time.Second
 // good hears that elsewhere.
 func (r *renewer) Run(ctx context.Context) error {
 	notBefore := r.confirm(ctx)
-	due := r.now().Add(r.due())
+	due, quiet := r.now().Add(r.due()), time.Time{}
+	var hurry time.Time // when to renew because the authority has retired; zero: it has not
 	for {
 		changed := r.source.Changed()
+		switch outdated := r.outdated(); {
+		case !outdated:
+			hurry = time.Time{}
+		case hurry.IsZero():
+			hurry = r.now().Add(r.soon())
+		}
 		at := due
 		if r.lapsed() {
 			at = r.now() // its key brings it back
 		}
-		if at.Before(notBefore) {
-			at = notBefore
+		at = later(at, quiet)
+		if !hurry.IsZero() && hurry.Before(at) {
+			at = hurry
 		}
-		wait := max(0, at.Sub(r.now()))
+		wait := max(0, later(at, notBefore).Sub(r.now()))
 		timer := time.NewTimer(min(wait, renewLook))
 		select {
 		case <-ctx.Done():
@@ -67,16 +75,23 @@ func (r *renewer) Run(ctx context.Context) error {
 		if wait > renewLook {
 			continue
 		}
-		pause := r.attempt(ctx)
-		due, notBefore = r.now().Add(r.due()), r.now().Add(pause)
+		notBefore = r.now().Add(r.attempt(ctx))
+		due, quiet = r.now().Add(r.due()), r.now().Add(renewRetry)
 	}
 }
 
-// attempt renews, and returns for how long not to ask again.
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// attempt renews, and returns for how long not to ask again if that was refused.
 func (r *renewer) attempt(ctx context.Context) time.Duration {
 	err := r.renew(ctx)
 	if err == nil || ctx.Err() != nil {
-		return renewRetry
+		return 0
 	}
 	r.logger.Warn("certificate not renewed", "expires", r.cert.Certificate().Leaf.NotAfter, "error", err)
 	pause := renewRetry
@@ -93,6 +108,26 @@ func (r *renewer) lapsed() bool {
 	}
 	n := v.Keyring.Nodes[r.nodeID]
 	return n != nil && n.State == keyring.NodeLapsed
+}
+
+// outdated reports whether another authority than the one that issued this node's certificate issues now.
+func (r *renewer) outdated() bool {
+	v := r.source.Load()
+	if v == nil {
+		return false
+	}
+	active := v.Keyring.ActiveAuthority()
+	return active != nil && !active.Signed(r.cert.Certificate().Leaf)
+}
+
+// soon is when a certificate is renewed whose authority has retired: after a time by which the mesh as a whole asks for no more than
+// some twenty a second.
+func (r *renewer) soon() time.Duration {
+	spread := time.Second
+	if v := r.source.Load(); v != nil {
+		spread = max(spread, time.Duration(len(v.Keyring.Nodes))*50*time.Millisecond)
+	}
+	return time.Duration(rand.Float64() * float64(spread)) //nolint:gosec // jitter, no secret
 }
 
 // confirm tells the mesh that this node got its certificate, until the mesh has heard it. It returns before when not to renew.
@@ -153,20 +188,18 @@ func (r *renewer) renew(ctx context.Context) error {
 	if !leaf.NotAfter.After(r.now()) {
 		return fault.New(fault.Internal, "renew the certificate: what came back is over at %s", leaf.NotAfter)
 	}
-	p := &r.id.public
-	p.setCertificate(answer.Certificate, answer.Bundle)
-	if v := r.source.Load(); v != nil {
-		p.setControlNodes(control.Nodes(v, ""))
+	var nodes []*iapmeshv1.ControlNode
+	v := r.source.Load()
+	if v != nil {
+		nodes = control.Nodes(v, "")
 	}
-	if err := r.id.save(); err != nil {
+	if err := r.id.renewed(r.cert, answer.Certificate, answer.Bundle, nodes); err != nil {
 		return err
 	}
-	cert, err := r.id.certificate()
-	if err != nil {
-		return err
-	}
-	if err := r.cert.Set(cert); err != nil {
-		return err
+	if v != nil { // which may have brought other authorities while the answer was on its way
+		if err := r.id.follow(r.cert, r.source.Load().Keyring); err != nil {
+			return err
+		}
 	}
 	r.logger.Info("certificate renewed", "expires", leaf.NotAfter)
 	return nil

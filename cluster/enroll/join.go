@@ -42,8 +42,8 @@ type Request struct {
 // Enrollment is what a node needs to begin.
 type Enrollment struct {
 	NodeID       string
-	Certificate  tls.Certificate // leaf, then roots
-	Bundle       []*x509.Certificate
+	Certificate  tls.Certificate     // leaf, then cross certificates, then roots
+	Bundle       []*x509.Certificate // the roots
 	ControlNodes []*iapmeshv1.ControlNode
 	MeshID       string
 	TrustDomain  string
@@ -219,15 +219,21 @@ func (r *Request) accept(resp *iapmeshv1.JoinResponse) (*Enrollment, error) {
 		Revision:    revision.Revision{Epoch: resp.Revision.GetEpoch(), Index: resp.Revision.GetIndex()},
 		Certificate: tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: r.NodeKey, Leaf: leaf},
 	}
+	if len(resp.Bundle) >= keyring.MaxChain {
+		return nil, fault.New(fault.Internal, "join: %d certificates came back, at most %d", len(resp.Bundle)+1, keyring.MaxChain)
+	}
 	pinned := false
 	for _, der := range resp.Bundle {
-		root, err := x509.ParseCertificate(der)
+		cert, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, fault.New(fault.Internal, "join: a root that came back: %w", err)
 		}
-		pinned = pinned || keyring.Pin(root) == r.Secret.Pin()
-		e.Bundle = append(e.Bundle, root)
-		e.Certificate.Certificate = append(e.Certificate.Certificate, root.Raw)
+		e.Certificate.Certificate = append(e.Certificate.Certificate, cert.Raw)
+		if !keyring.IsRoot(cert) {
+			continue // a cross certificate, to be presented
+		}
+		pinned = pinned || keyring.Pin(cert) == r.Secret.Pin()
+		e.Bundle = append(e.Bundle, cert)
 	}
 	if !pinned {
 		return nil, fault.New(fault.Internal, "join: the roots that came back do not hold the pinned one")

@@ -218,6 +218,23 @@ func TestARefusalIsFinal(t *testing.T) {
 	}
 }
 
+// After a rotation of the CA the answer holds cross certificates beside the roots: they are presented, and none is trusted.
+func TestCrossCertificatesAreNoRoots(t *testing.T) {
+	t.Parallel()
+	w, next := newWorld(t), newWorld(t)
+	cross, err := keyring.CrossSign(next.authority, next.caKey, w.authority, time.Now())
+	must(t, err)
+	w.answer = func(a *iapmeshv1.JoinResponse, err error) (*iapmeshv1.JoinResponse, error) {
+		a.Bundle = [][]byte{cross.Raw, w.authority.Certificate.Raw, next.authority.Certificate.Raw}
+		return a, err
+	}
+	e, err := enroll.Join(soon(t), w.request(w.serve(w.certificate(true), w.admit)))
+	must(t, err)
+	if len(e.Bundle) != 2 || !e.Bundle[0].Equal(w.authority.Certificate) || !e.Bundle[1].Equal(next.authority.Certificate) || len(e.Certificate.Certificate) != 4 {
+		t.Errorf("%d roots, a chain of %d", len(e.Bundle), len(e.Certificate.Certificate))
+	}
+}
+
 // What comes back is checked: a certificate for another key, or under another root, would make this node somebody else's.
 func TestAWrongAnswerIsRefused(t *testing.T) {
 	t.Parallel()
@@ -227,10 +244,20 @@ func TestAWrongAnswerIsRefused(t *testing.T) {
 			key := newKey(t)
 			a.Certificate, a.NodeId = w.issue(key, false).Raw, keyring.NodeID(key.Public().(ed25519.PublicKey))
 		},
-		"another root":      func(_ *world, a *iapmeshv1.JoinResponse) { a.Bundle = [][]byte{other.authority.Certificate.Raw} },
-		"no roots":          func(_ *world, a *iapmeshv1.JoinResponse) { a.Bundle = nil },
-		"garbage":           func(_ *world, a *iapmeshv1.JoinResponse) { a.Certificate = []byte("x") },
-		"a garbage root":    func(_ *world, a *iapmeshv1.JoinResponse) { a.Bundle = append(a.Bundle, []byte("x")) },
+		"another root":   func(_ *world, a *iapmeshv1.JoinResponse) { a.Bundle = [][]byte{other.authority.Certificate.Raw} },
+		"no roots":       func(_ *world, a *iapmeshv1.JoinResponse) { a.Bundle = nil },
+		"garbage":        func(_ *world, a *iapmeshv1.JoinResponse) { a.Certificate = []byte("x") },
+		"a garbage root": func(_ *world, a *iapmeshv1.JoinResponse) { a.Bundle = append(a.Bundle, []byte("x")) },
+		"too many": func(w *world, a *iapmeshv1.JoinResponse) {
+			for range keyring.MaxChain {
+				a.Bundle = append(a.Bundle, w.authority.Certificate.Raw)
+			}
+		},
+		"the pinned key, cross-signed, in place of its root": func(w *world, a *iapmeshv1.JoinResponse) {
+			cross, err := keyring.CrossSign(other.authority, other.caKey, w.authority, time.Now())
+			must(w.t, err)
+			a.Bundle = [][]byte{cross.Raw, other.authority.Certificate.Raw}
+		},
 		"another node's id": func(_ *world, a *iapmeshv1.JoinResponse) { a.NodeId = "n-other" },
 		"another domain":    func(_ *world, a *iapmeshv1.JoinResponse) { a.TrustDomain = "other.test" },
 	} {

@@ -161,7 +161,7 @@ func (b Bundle) verify(cred *credential, node string, now time.Time) error {
 		return fault.New(fault.Unauthenticated, "verify server: node/%s answered where node/%s was meant", id.Node, node)
 	}
 	between := x509.NewCertPool()
-	for _, c := range cred.chain[1:min(len(cred.chain), maxChain)] {
+	for _, c := range cred.chain[1:min(len(cred.chain), keyring.MaxChain)] {
 		between.AddCert(c)
 	}
 	if _, err := cred.chain[0].Verify(x509.VerifyOptions{Roots: b.Roots, Intermediates: between, CurrentTime: now}); err != nil {
@@ -169,9 +169,6 @@ func (b Bundle) verify(cred *credential, node string, now time.Time) error {
 	}
 	return nil
 }
-
-// maxChain bounds the certificates of a chain that are looked at.
-const maxChain = 6
 
 // ClientTLS is the configuration by which a plain TLS client, such as a gRPC library, verifies a server by the bundle and presents
 // cert; nil presents none. The caller adds what it negotiates.

@@ -58,7 +58,7 @@ func (c *Controller) RenewAdmin(ctx context.Context, by string, csr []byte) (*ia
 		return nil, err
 	}
 	c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "admin.renew", "name": strings.TrimPrefix(by, "admin/")})
-	return &iapmeshv1.RenewAdminResponse{Certificate: cert.Raw, Bundle: bundle(v)}, nil
+	return &iapmeshv1.RenewAdminResponse{Certificate: cert.Raw, Bundle: v.Keyring.RootsDER()}, nil
 }
 
 // IssueAdmin makes another administrator, for the key of the request. A request whose answer was lost is answered again. The
@@ -87,7 +87,7 @@ func (c *Controller) IssueAdmin(ctx context.Context, by string, req *iapmeshv1.I
 		if err != nil {
 			return err
 		}
-		roots, t.certain = bundle(t.View), true
+		roots, t.certain = t.View.Keyring.RootsDER(), true
 		if fresh {
 			t.put(state.PutAdmin(&admin))
 		}

@@ -248,25 +248,16 @@ func (c *Controller) firstSessionKey(t *tx, n *keyring.Node) error {
 	return nil
 }
 
-func (c *Controller) welcome(n *keyring.Node, cert []byte, at revision.Revision) (*iapmeshv1.JoinResponse, error) {
+func (c *Controller) welcome(n *keyring.Node, cert *x509.Certificate, at revision.Revision) (*iapmeshv1.JoinResponse, error) {
 	v, err := c.view()
 	if err != nil {
 		return nil, err
 	}
 	out := &iapmeshv1.JoinResponse{
-		NodeId: n.ID, Certificate: cert, Bundle: bundle(v), Revision: state.RevisionProto(at),
+		NodeId: n.ID, Certificate: cert.Raw, Bundle: v.Keyring.Chain(cert), Revision: state.RevisionProto(at),
 		ControlNodes: Nodes(v, c.NodeID), MeshId: v.Keyring.Mesh.ID, TrustDomain: v.Keyring.Mesh.TrustDomain,
 	}
 	return out, nil
-}
-
-func bundle(v *state.View) [][]byte {
-	var roots [][]byte
-	for _, a := range v.Keyring.Authorities {
-		roots = append(roots, a.Certificate.Raw)
-	}
-	slices.SortFunc(roots, slices.Compare)
-	return roots
 }
 
 // Nodes lists where control nodes are reached, the first one first.

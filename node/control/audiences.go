@@ -2,9 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"maps"
@@ -90,7 +87,7 @@ func (c *Controller) align(t *tx, name string, members map[string][]byte) error 
 	missing, extra := compareMembers(a, members)
 	switch {
 	case len(extra) > 0:
-		return c.rotateAudience(t, a, members)
+		return c.expel(t, a, members)
 	case len(missing) > 0:
 		key, err := c.Secrets.Audience(a)
 		if err != nil {
@@ -132,7 +129,7 @@ func (c *Controller) beginAudience(t *tx, name string, members map[string][]byte
 	t.put(state.PutAudience(&a))
 	switch {
 	case name == keyring.AudienceGossip:
-		return c.makeSecret(t, key, keyring.SecretGossipRing, 32)
+		return c.newRing(t, key)
 	case name == keyring.AudienceProxies:
 		return c.makeSecret(t, key, keyring.SecretHandoff, 32)
 	case strings.HasPrefix(name, "assert/"):
@@ -170,126 +167,8 @@ func putSecret(t *tx, key seal.AudienceKey, name string, value []byte) error {
 	return nil
 }
 
-// rotateAudience begins an audience's next version for exactly these members. What the departed could open is renewed where the
-// leader makes it: an assertion key gets a successor, the hand-off key and the gossip ring a new value; the rest is encrypted again.
-func (c *Controller) rotateAudience(t *tx, a *keyring.Audience, members map[string][]byte) error {
-	old, err := c.Secrets.Audience(a)
-	if err != nil {
-		return err
-	}
-	next, key, err := seal.Rotate(*a, members, t.Now)
-	if err != nil {
-		return err
-	}
-	t.put(state.PutAudience(&next))
-	expelled := slices.ContainsFunc(a.Wraps, func(w keyring.Wrap) bool {
-		n := t.View.Keyring.Nodes[w.Node]
-		return members[w.Node] == nil && (n == nil || n.State == keyring.NodeRevoked)
-	})
-	keys := maps.Clone(t.View.Keyring.SigningKeys)
-	for _, s := range t.View.Keyring.Secrets {
-		if s.Audience != a.Name {
-			continue
-		}
-		fresh, err := t.secret(s.Audience, s.Name)
-		if err != nil {
-			return err
-		}
-		if a.Name == keyring.AudienceProxies && s.Name == keyring.SecretHandoff || a.Name == keyring.AudienceGossip && s.Name == keyring.SecretGossipRing {
-			// For a moment some nodes gossip by the new key and some by the old: the detector of failures takes longer than that.
-			if err := c.makeSecret(t, key, s.Name, 32); err != nil {
-				return err
-			}
-			continue
-		}
-		if k := t.View.Keyring.SigningKeys[s.Name]; k != nil && strings.HasPrefix(a.Name, "assert/") && (expelled || k.State == keyring.SigningAnnounced) {
-			// Whoever leaves holds it. One that was announced has signed nothing yet: the slot gets another. One that is in use
-			// gets a successor in the ordinary way, below, unless somebody was revoked: he is not trusted for a moment longer.
-			dropped, err := t.dropAssertionKey(k, state.SecretPath(s.Audience, s.Name))
-			if err != nil {
-				return err
-			}
-			keys[k.KID] = dropped
-			continue
-		}
-		resealed, err := seal.Reseal(old, key, *fresh, t.Now)
-		if err != nil {
-			return fmt.Errorf("audience %s: secret %s: %w", a.Name, s.Name, err)
-		}
-		t.put(state.PutSecret(&resealed))
-		if err := renewAssertionKey(t, s.Name); err != nil {
-			return err
-		}
-	}
-	if expelled && strings.HasPrefix(a.Name, "assert/") {
-		region, selector := assertSlot(a.Name)
-		return c.announceAssertion(t, key, region, selector, keys) // nothing else of its slot is active: it signs at once
-	}
-	return nil
-}
-
-// dropAssertionKey revokes an assertion key, if it still verifies, and deletes its private half.
-func (t *tx) dropAssertionKey(k *keyring.SigningKey, secret string) (*keyring.SigningKey, error) {
-	t.del(secret)
-	if !k.Verifies() {
-		return k, nil
-	}
-	fresh, err := t.signingKey(k.KID)
-	if err != nil {
-		return nil, err
-	}
-	revoked, err := keyring.RevokeSigningKey(*fresh, "a node that could open it is gone", t.Now)
-	if err != nil {
-		return nil, err
-	}
-	t.put(state.PutSigningKey(&revoked))
-	return &revoked, nil
-}
-
-// renewAssertionKey asks for a successor if the secret is an active assertion key's private half.
-func renewAssertionKey(t *tx, kid string) error {
-	if k := t.View.Keyring.SigningKeys[kid]; k == nil || k.State != keyring.SigningActive {
-		return nil
-	}
-	fresh, err := t.signingKey(kid)
-	if err != nil {
-		return err
-	}
-	asked, err := keyring.RequestRotation(*fresh)
-	if err != nil {
-		return err
-	}
-	t.put(state.PutSigningKey(&asked))
-	return nil
-}
-
 func (t *tx) secret(audience, name string) (*keyring.Secret, error) {
 	return read(t, state.SecretPath(audience, name), "secret "+audience+"/"+name, func(p *iapmeshv1.Secret) (*keyring.Secret, error) { return state.SecretOf(p), nil })
-}
-
-// announceAssertion makes an assertion key for a slot and stores its private half under the slot's audience.
-func (c *Controller) announceAssertion(t *tx, key seal.AudienceKey, region, selector string, keys map[string]*keyring.SigningKey) error {
-	private, err := ecdsa.GenerateKey(elliptic.P256(), c.Random)
-	if err != nil {
-		return err
-	}
-	spki, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
-	if err != nil {
-		return err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		return err
-	}
-	k, err := keyring.AnnounceAssertionKey(region, selector, spki, keys, t.Now)
-	if err != nil {
-		return err
-	}
-	if _, err := t.get(state.SigningKeyPath(k.KID)); err != nil {
-		return err
-	}
-	t.put(state.PutSigningKey(&k))
-	return putSecret(t, key, k.KID, der)
 }
 
 // The bounds of the secrets of the proxies, in all: when a proxy is revoked they are encrypted anew in one commit, beside the

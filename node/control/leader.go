@@ -28,6 +28,9 @@ func (c *Controller) loop(ctx context.Context) error {
 			{"rotate assertion keys", c.rotateAssertionKeys},
 			{"sweep", c.sweep},
 			{"clear words", c.clearWords},
+			{"turn authorities", c.turnAuthorities},
+			{"turn audience keys", c.turnAudienceKeys},
+			{"turn the gossip ring", c.turnGossipRing},
 			{"promote control nodes", c.promoteVoters},
 		} {
 			v := c.Source.Load()
@@ -68,6 +71,7 @@ func (c *Controller) alignAudiences(ctx context.Context, v *state.View) error {
 			continue
 		}
 		c.Logger.Info("audience aligned", "audience", name, "members", len(members))
+		c.recordExpulsion(ctx, v.Keyring.Audiences[name])
 	}
 	return errors.Join(errs...)
 }
@@ -171,6 +175,11 @@ func (c *Controller) destroy(t *tx, k *keyring.SigningKey) ([]keyring.SigningKey
 
 // Readiness says whether an announced key may sign, and which nodes it waits for.
 func (c *Controller) Readiness(v *state.View, k *keyring.SigningKey) keyring.Readiness {
+	return keyring.ReadyToPromote(*k, c.facts(v))
+}
+
+// facts are what the nodes have acknowledged.
+func (c *Controller) facts(v *state.View) keyring.PromoteFacts {
 	_, since := c.Leading()
 	facts := keyring.PromoteFacts{Now: c.now(), ListeningSince: since, JWKSMaxAge: jwksMaxAge(v)}
 	for _, n := range v.Keyring.Nodes {
@@ -180,7 +189,7 @@ func (c *Controller) Readiness(v *state.View, k *keyring.SigningKey) keyring.Rea
 		report, _ := c.Reports.Get(n.ID)
 		facts.Acks = append(facts.Acks, keyring.Ack{Node: n.ID, Revision: state.RevisionOf(report.GetRevision()), ReportedAt: report.At})
 	}
-	return keyring.ReadyToPromote(*k, facts)
+	return facts
 }
 
 func jwksMaxAge(v *state.View) time.Duration {

@@ -2,10 +2,8 @@ package control
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/x509"
 	"errors"
-	"fmt"
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -86,7 +84,7 @@ func (c *Controller) Renew(ctx context.Context, nodeID string, csr []byte) (*iap
 	if err != nil {
 		return nil, err
 	}
-	return &iapmeshv1.RenewResponse{Certificate: cert, Bundle: bundle(v)}, nil
+	return &iapmeshv1.RenewResponse{Certificate: cert.Raw, Bundle: v.Keyring.Chain(cert)}, nil
 }
 
 // recovered leaves a record of a node that came back.
@@ -134,7 +132,7 @@ func (c *Controller) stopSigning(t *tx, nodeID string) error {
 }
 
 // certify issues a node's certificate under the active authority.
-func (c *Controller) certify(n *keyring.Node, csr *x509.CertificateRequest) ([]byte, error) {
+func (c *Controller) certify(n *keyring.Node, csr *x509.CertificateRequest) (*x509.Certificate, error) {
 	v, err := c.view()
 	if err != nil {
 		return nil, err
@@ -143,29 +141,7 @@ func (c *Controller) certify(n *keyring.Node, csr *x509.CertificateRequest) ([]b
 	if err != nil {
 		return nil, err
 	}
-	cert, err := keyring.IssueNode(*authority, key, csr, keyring.NodeTemplate{
+	return keyring.IssueNode(*authority, key, csr, keyring.NodeTemplate{
 		TrustDomain: v.Keyring.Mesh.TrustDomain, Region: n.Region, NodeID: n.ID, Control: n.HasRole(keyring.RoleControl), Now: c.now(),
 	})
-	if err != nil {
-		return nil, err
-	}
-	return cert.Raw, nil
 }
-
-// authority returns the active authority and its private key, opened from audience control.
-func (c *Controller) authority(v *state.View) (*keyring.Authority, ed25519.PrivateKey, error) {
-	a := v.Keyring.ActiveAuthority()
-	if a == nil {
-		return nil, nil, fault.New(fault.Internal, "the mesh has no active authority")
-	}
-	seed, err := c.Secrets.Open(v.Keyring, keyring.AudienceControl, caSecret(a.Serial))
-	if err != nil {
-		return nil, nil, fmt.Errorf("authority %s: private key: %w", a.Serial, err)
-	}
-	if len(seed) != ed25519.SeedSize {
-		return nil, nil, fault.New(fault.Internal, "authority %s: private key of %d bytes", a.Serial, len(seed))
-	}
-	return a, ed25519.NewKeyFromSeed(seed), nil
-}
-
-func caSecret(serial string) string { return "ca-" + serial }

@@ -161,6 +161,12 @@ func latestTime(v *state.View) time.Time {
 	for _, a := range v.Keyring.Audiences {
 		see(a.RotatedAt)
 	}
+	for _, a := range v.Keyring.Authorities {
+		see(a.CreatedAt)
+		see(a.ActiveAt)
+		see(a.RetiredAt)
+	}
+	see(v.Keyring.GossipRing.Since)
 	for _, a := range v.Keyring.Admins {
 		see(a.CreatedAt)
 		see(a.RevokedAt)

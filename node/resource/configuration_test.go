@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/node/resource"
@@ -182,6 +183,9 @@ func TestEachFieldIsHeldToItsRule(t *testing.T) {
 		{settings, "kind: Settings", "kind: Settings\nsession_lifetime: 1s", "session_lifetime"},
 		{settings, "kind: Settings", "kind: Settings\njwks_max_age: 2h", "jwks_max_age"},
 		{settings, "kind: Settings", "kind: Settings\nsession_key_rotation: 1s", "session_key_rotation"},
+		{settings, "kind: Settings", "kind: Settings\nca_rotation: 23h", "ca_rotation 23h0m0s: want at least 24h0m0s, or 0s"},
+		{settings, "kind: Settings", "kind: Settings\naudience_key_rotation: 1s", "audience_key_rotation"},
+		{settings, "kind: Settings", "kind: Settings\ngossip_key_rotation: 59s", "gossip_key_rotation"},
 		{settings, "kind: Settings", "kind: Settings\nregions: [EU]", "region"},
 		{settings, "kind: Settings", "kind: Settings\ntrusted_proxies: [10.0.0.1]", "trusted_proxies"},
 		{"kind: Policy\nname: p\ncedar: x\n", "cedar: x", "cedar: ' '", "cedar: is required"},
@@ -199,5 +203,38 @@ func TestEachFieldIsHeldToItsRule(t *testing.T) {
 				t.Errorf("%v, want invalid, with %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// A schedule that is not set is the default; one of zero is none. Both come back from canonical JSON as they were.
+func TestSchedulesOfCustody(t *testing.T) {
+	t.Parallel()
+	type periods struct{ ca, audience, gossip time.Duration }
+	for extra, want := range map[string]periods{
+		"":                 {resource.DefaultCARotation, resource.DefaultAudienceKeyRotation, resource.DefaultGossipKeyRotation},
+		"ca_rotation: 0s":  {0, resource.DefaultAudienceKeyRotation, resource.DefaultGossipKeyRotation},
+		"ca_rotation: 24h": {24 * time.Hour, resource.DefaultAudienceKeyRotation, resource.DefaultGossipKeyRotation},
+		"audience_key_rotation: 0s\ngossip_key_rotation: 1m": {resource.DefaultCARotation, 0, time.Minute},
+	} {
+		docs, err := resource.Parse("m.yaml", []byte("kind: Settings\nname: mesh\nissuer: https://auth.example.com\nsign_in_host: auth.example.com\n"+extra+"\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc, err := resource.FromJSON(docs[0].Ref(), docs[0].JSON, "m.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := resource.Compile([]resource.Document{doc}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got periods
+		if got.ca, got.audience, got.gossip = c.Settings.Custody(); got != want {
+			t.Errorf("%q: %v, want %v", extra, got, want)
+		}
+	}
+	var none *resource.Settings
+	if ca, audience, gossip := none.Custody(); ca == 0 || audience == 0 || gossip == 0 {
+		t.Error("a mesh without Settings rotates nothing")
 	}
 }

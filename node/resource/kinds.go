@@ -79,9 +79,14 @@ type Settings struct {
 	JWKSMaxAge           Duration `json:"jwks_max_age,omitzero" yaml:"jwks_max_age"`
 	SessionKeyRotation   Duration `json:"session_key_rotation,omitzero" yaml:"session_key_rotation"`
 	AssertionKeyRotation Duration `json:"assertion_key_rotation,omitzero" yaml:"assertion_key_rotation"`
-	Regions              []string `json:"regions,omitempty" yaml:"regions"`
-	TrustedProxies       []string `json:"trusted_proxies,omitempty" yaml:"trusted_proxies"`           // CIDRs whose X-Forwarded-For counts
-	ControlKeyApproval   bool     `json:"control_key_approval,omitempty" yaml:"control_key_approval"` // a second administrator for keys that grant control
+	// Of what the mesh holds in common; 0s turns the schedule off.
+	CARotation          *Duration `json:"ca_rotation,omitempty" yaml:"ca_rotation"`
+	AudienceKeyRotation *Duration `json:"audience_key_rotation,omitempty" yaml:"audience_key_rotation"`
+	GossipKeyRotation   *Duration `json:"gossip_key_rotation,omitempty" yaml:"gossip_key_rotation"`
+
+	Regions            []string `json:"regions,omitempty" yaml:"regions"`
+	TrustedProxies     []string `json:"trusted_proxies,omitempty" yaml:"trusted_proxies"`           // CIDRs whose X-Forwarded-For counts
+	ControlKeyApproval bool     `json:"control_key_approval,omitempty" yaml:"control_key_approval"` // a second administrator for keys that grant control
 }
 
 // The defaults of Settings, and the longest session.
@@ -91,6 +96,11 @@ const (
 	DefaultJWKSMaxAge      = 60 * time.Second
 	DefaultKeyRotation     = 24 * time.Hour
 	minKeyRotation         = time.Minute
+
+	DefaultCARotation          = 365 * 24 * time.Hour // longer than a provisioning key or an administrator's certificate lives, both of which keep a root
+	DefaultAudienceKeyRotation = 30 * 24 * time.Hour
+	DefaultGossipKeyRotation   = 24 * time.Hour
+	minCARotation              = 24 * time.Hour
 )
 
 // Ref implementations name each resource.
@@ -197,6 +207,18 @@ func (s *Settings) validate() error {
 			errs = append(errs, fault.New(fault.Invalid, "%s %s: want at least %s", r.field, time.Duration(r.d), minKeyRotation))
 		}
 	}
+	for _, r := range []struct {
+		field string
+		d     *Duration
+		least time.Duration
+	}{
+		{"ca_rotation", s.CARotation, minCARotation}, {"audience_key_rotation", s.AudienceKeyRotation, minKeyRotation},
+		{"gossip_key_rotation", s.GossipKeyRotation, minKeyRotation},
+	} {
+		if r.d != nil && *r.d != 0 && *r.d < Duration(r.least) {
+			errs = append(errs, fault.New(fault.Invalid, "%s %s: want at least %s, or 0s for no rotation by schedule", r.field, time.Duration(*r.d), r.least))
+		}
+	}
 	for _, r := range s.Regions {
 		errs = append(errs, ValidRegion(r))
 	}
@@ -220,4 +242,18 @@ func (s Settings) withDefaults() Settings {
 	fill(&s.SessionKeyRotation, DefaultKeyRotation)
 	fill(&s.AssertionKeyRotation, DefaultKeyRotation)
 	return s
+}
+
+// Custody says how often the mesh replaces what it holds in common: zero for what is replaced on demand alone. Settings may be nil.
+func (s *Settings) Custody() (ca, audience, gossip time.Duration) {
+	if s == nil {
+		s = &Settings{}
+	}
+	or := func(d *Duration, unset time.Duration) time.Duration {
+		if d == nil {
+			return unset
+		}
+		return time.Duration(*d)
+	}
+	return or(s.CARotation, DefaultCARotation), or(s.AudienceKeyRotation, DefaultAudienceKeyRotation), or(s.GossipKeyRotation, DefaultGossipKeyRotation)
 }

@@ -162,7 +162,8 @@ func (b *builder) record(e store.Entry) error {
 	case PrefixAdmin:
 		return record(b.contents.Admins, rest, e, adminOf, (*iapmeshv1.Admin).GetId)
 	case PrefixAuthority:
-		return record(b.contents.Authorities, rest, e, authorityOf, (*iapmeshv1.Authority).GetSerial)
+		return record(b.contents.Authorities, rest, e, func(p *iapmeshv1.Authority) (*keyring.Authority, error) { return AuthorityOf(p, e.Revision) },
+			(*iapmeshv1.Authority).GetSerial)
 	case PrefixAudience:
 		return record(b.contents.Audiences, rest, e, sure(AudienceOf), (*iapmeshv1.Audience).GetName)
 	case PrefixSecret:
@@ -254,6 +255,18 @@ func (b *builder) blob(e store.Entry) error {
 }
 
 func (b *builder) meta(e store.Entry) error {
+	if e.Key == PathGossipRing {
+		var p iapmeshv1.GossipRing
+		b.contents.GossipRing = keyring.GossipRing{}
+		if e.Deleted {
+			return nil
+		}
+		if err := decode(e, &p); err != nil {
+			return err
+		}
+		b.contents.GossipRing = GossipRingOf(&p, e.Revision)
+		return nil
+	}
 	if e.Key != PathMesh || e.Deleted {
 		return nil
 	}

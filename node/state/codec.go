@@ -2,7 +2,6 @@ package state
 
 import (
 	"crypto/ed25519"
-	"crypto/x509"
 	"fmt"
 	"net/netip"
 	"time"
@@ -198,21 +197,6 @@ func SigningKeyOf(p *iapmeshv1.SigningKey, at revision.Revision) *keyring.Signin
 		State: signingStates.domain(p.State), AnnouncedAt: Time(p.AnnouncedAt), ActiveAt: Time(p.ActiveAt), RetireAt: Time(p.RetireAt),
 		StateSince: Time(p.StateSince), RotateRequested: p.RotateRequested, Reason: p.Reason, ProvisioningKey: p.ProvisioningKey, Revision: at,
 	}
-}
-
-// PutAuthority encodes an authority.
-func PutAuthority(a *keyring.Authority) store.Entry {
-	return put(AuthorityPath(a.Serial), &iapmeshv1.Authority{
-		Serial: a.Serial, Certificate: a.Certificate.Raw, State: authorityStates.proto(a.State), CreatedAt: Stamp(a.CreatedAt),
-	})
-}
-
-func authorityOf(p *iapmeshv1.Authority) (*keyring.Authority, error) {
-	cert, err := x509.ParseCertificate(p.Certificate)
-	if err != nil {
-		return nil, fault.New(fault.Internal, "authority %s: %w", p.Serial, err)
-	}
-	return &keyring.Authority{Serial: p.Serial, Certificate: cert, State: authorityStates.domain(p.State), CreatedAt: Time(p.CreatedAt)}, nil
 }
 
 // PutRevocation encodes a revocation.

@@ -2,7 +2,6 @@ package state_test
 
 import (
 	"crypto/ed25519"
-	"crypto/x509"
 	"net/netip"
 	"reflect"
 	"strconv"
@@ -194,11 +193,50 @@ func authority(t testing.TB) *keyring.Authority {
 
 func TestAuthorityComesBack(t *testing.T) {
 	t.Parallel()
-	a := authority(t)
-	e := state.PutAuthority(a)
-	p := unmarshal(t, e, &iapmeshv1.Authority{})
-	cert, err := x509.ParseCertificate(p.Certificate)
-	if err != nil || !cert.Equal(a.Certificate) || p.Serial != a.Serial || p.State != iapmeshv1.AuthorityState_AUTHORITY_STATE_ACTIVE {
-		t.Errorf("authority: %v, %v", p, err)
+	at := time.Unix(1_700_000_000, 0).UTC()
+	first, firstKey, err := keyring.NewAuthority(nil, at, "mesh.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, nextKey, err := keyring.NewAuthority(nil, at, "mesh.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed, err := keyring.PrepareAuthority(map[string]*keyring.Authority{first.Serial: &first}, keyring.AuthorityKeys{first.Serial: firstKey, next.Serial: nextKey}, next, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &changed[0]
+	a.RetiredAt, a.Revision = at.Add(time.Hour), revision.Revision{Epoch: 3, Index: 4}
+	got, err := state.AuthorityOf(unmarshal(t, state.PutAuthority(a), &iapmeshv1.Authority{}), a.Revision)
+	if err != nil || !got.Certificate.Equal(a.Certificate) || len(got.CrossCertificates) != 1 || !got.CrossCertificates[0].Equal(a.CrossCertificates[0]) {
+		t.Fatalf("authority: %+v, %v", got, err)
+	}
+	sameRecord(t, "authority", bare(got), bare(a))
+
+	for name, p := range map[string]*iapmeshv1.Authority{
+		"a certificate":       {Serial: "1", Certificate: []byte("x")},
+		"a cross certificate": {Serial: "1", Certificate: first.Certificate.Raw, CrossCertificates: [][]byte{{1}}},
+	} {
+		if _, err := state.AuthorityOf(p, revision.Revision{}); err == nil {
+			t.Errorf("%s that is none", name)
+		}
+	}
+}
+
+// bare is an authority without its certificates, which compare by themselves.
+func bare(a *keyring.Authority) keyring.Authority {
+	b := *a
+	b.Certificate, b.CrossCertificates = nil, nil
+	return b
+}
+
+func TestTheGossipRingComesBack(t *testing.T) {
+	t.Parallel()
+	for _, phase := range []keyring.RingPhase{keyring.RingSteady, keyring.RingInstall, keyring.RingUse} {
+		ring := filled[keyring.GossipRing](t)
+		ring.Phase = phase
+		got := state.GossipRingOf(unmarshal(t, state.PutGossipRing(*ring), &iapmeshv1.GossipRing{}), ring.Revision)
+		sameRecord(t, "ring", got, *ring)
 	}
 }

@@ -19,6 +19,7 @@ const (
 	PrefixBlob       = "blob/"
 	PathManifest     = "manifest"
 	PathMesh         = "meta/mesh"
+	PathGossipRing   = "meta/gossip-ring"
 )
 
 // KeyPath is where a provisioning key lies.

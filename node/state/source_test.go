@@ -302,6 +302,8 @@ func FuzzBuilder(f *testing.F) {
 	a := state.PutAuthority(authority(f))
 	f.Add(a.Key, a.Value, "meta/mesh", []byte{}, false)
 	f.Add("revocation/session", []byte{}, "manifest/", []byte("x"), false)
+	r := state.PutGossipRing(keyring.NewRing(time.Unix(1_700_000_000, 0)))
+	f.Add(r.Key, r.Value, r.Key, []byte{0xff}, false)
 	f.Fuzz(func(t *testing.T, key1 string, value1 []byte, key2 string, value2 []byte, reset bool) {
 		w := newWorld(t)
 		w.send(true, state.PutMesh(mesh))

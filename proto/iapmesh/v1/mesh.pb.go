@@ -407,7 +407,7 @@ type JoinResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
-	Bundle        [][]byte               `protobuf:"bytes,3,rep,name=bundle,proto3" json:"bundle,omitempty"`           // roots, DER
+	Bundle        [][]byte               `protobuf:"bytes,3,rep,name=bundle,proto3" json:"bundle,omitempty"`           // DER: the cross certificates of the issuer, then the roots; to be presented behind the certificate
 	Revision      *Revision              `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	ControlNodes  []*ControlNode         `protobuf:"bytes,5,rep,name=control_nodes,json=controlNodes,proto3" json:"control_nodes,omitempty"`
 	MeshId        string                 `protobuf:"bytes,6,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
@@ -1454,7 +1454,7 @@ func (x *RenewRequest) GetCsr() []byte {
 type RenewResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`
+	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"` // as in JoinResponse
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -1330,13 +1330,16 @@ func (x *SigningKey) GetProvisioningKey() string {
 
 // Authority lies at ca/<serial>; its private key in secret/control/ca-<serial>.
 type Authority struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
-	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER, self-signed
-	State         AuthorityState         `protobuf:"varint,3,opt,name=state,proto3,enum=iapmesh.v1.AuthorityState" json:"state,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Serial            string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Certificate       []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER, self-signed
+	State             AuthorityState         `protobuf:"varint,3,opt,name=state,proto3,enum=iapmesh.v1.AuthorityState" json:"state,omitempty"`
+	CreatedAt         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	CrossCertificates [][]byte               `protobuf:"bytes,5,rep,name=cross_certificates,json=crossCertificates,proto3" json:"cross_certificates,omitempty"` // DER: of this authority's key, each signed by another authority
+	ActiveAt          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=active_at,json=activeAt,proto3" json:"active_at,omitempty"`
+	RetiredAt         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=retired_at,json=retiredAt,proto3" json:"retired_at,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Authority) Reset() {
@@ -1393,6 +1396,27 @@ func (x *Authority) GetState() AuthorityState {
 func (x *Authority) GetCreatedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Authority) GetCrossCertificates() [][]byte {
+	if x != nil {
+		return x.CrossCertificates
+	}
+	return nil
+}
+
+func (x *Authority) GetActiveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ActiveAt
+	}
+	return nil
+}
+
+func (x *Authority) GetRetiredAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetiredAt
 	}
 	return nil
 }
@@ -2060,13 +2084,17 @@ const file_iapmesh_v1_state_proto_rawDesc = "" +
 	"stateSince\x12)\n" +
 	"\x10rotate_requested\x18\f \x01(\bR\x0frotateRequested\x12\x16\n" +
 	"\x06reason\x18\r \x01(\tR\x06reason\x12)\n" +
-	"\x10provisioning_key\x18\x0e \x01(\tR\x0fprovisioningKey\"\xb2\x01\n" +
+	"\x10provisioning_key\x18\x0e \x01(\tR\x0fprovisioningKey\"\xd5\x02\n" +
 	"\tAuthority\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x120\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.iapmesh.v1.AuthorityStateR\x05state\x129\n" +
 	"\n" +
-	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\xf7\x01\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12-\n" +
+	"\x12cross_certificates\x18\x05 \x03(\fR\x11crossCertificates\x127\n" +
+	"\tactive_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bactiveAt\x129\n" +
+	"\n" +
+	"retired_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tretiredAt\"\xf7\x01\n" +
 	"\n" +
 	"Revocation\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.iapmesh.v1.RevocationKindR\x04kind\x12\x14\n" +
@@ -2238,20 +2266,22 @@ var file_iapmesh_v1_state_proto_depIdxs = []int32{
 	24, // 26: iapmesh.v1.SigningKey.state_since:type_name -> google.protobuf.Timestamp
 	6,  // 27: iapmesh.v1.Authority.state:type_name -> iapmesh.v1.AuthorityState
 	24, // 28: iapmesh.v1.Authority.created_at:type_name -> google.protobuf.Timestamp
-	7,  // 29: iapmesh.v1.Revocation.kind:type_name -> iapmesh.v1.RevocationKind
-	24, // 30: iapmesh.v1.Revocation.at:type_name -> google.protobuf.Timestamp
-	24, // 31: iapmesh.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
-	18, // 32: iapmesh.v1.Audience.wraps:type_name -> iapmesh.v1.Wrap
-	24, // 33: iapmesh.v1.Audience.rotated_at:type_name -> google.protobuf.Timestamp
-	24, // 34: iapmesh.v1.Secret.at:type_name -> google.protobuf.Timestamp
-	21, // 35: iapmesh.v1.Manifest.entries:type_name -> iapmesh.v1.ManifestEntry
-	24, // 36: iapmesh.v1.Manifest.at:type_name -> google.protobuf.Timestamp
-	24, // 37: iapmesh.v1.Mesh.founded_at:type_name -> google.protobuf.Timestamp
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	24, // 29: iapmesh.v1.Authority.active_at:type_name -> google.protobuf.Timestamp
+	24, // 30: iapmesh.v1.Authority.retired_at:type_name -> google.protobuf.Timestamp
+	7,  // 31: iapmesh.v1.Revocation.kind:type_name -> iapmesh.v1.RevocationKind
+	24, // 32: iapmesh.v1.Revocation.at:type_name -> google.protobuf.Timestamp
+	24, // 33: iapmesh.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 34: iapmesh.v1.Audience.wraps:type_name -> iapmesh.v1.Wrap
+	24, // 35: iapmesh.v1.Audience.rotated_at:type_name -> google.protobuf.Timestamp
+	24, // 36: iapmesh.v1.Secret.at:type_name -> google.protobuf.Timestamp
+	21, // 37: iapmesh.v1.Manifest.entries:type_name -> iapmesh.v1.ManifestEntry
+	24, // 38: iapmesh.v1.Manifest.at:type_name -> google.protobuf.Timestamp
+	24, // 39: iapmesh.v1.Mesh.founded_at:type_name -> google.protobuf.Timestamp
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_state_proto_init() }
