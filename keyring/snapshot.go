@@ -18,7 +18,8 @@ type Contents struct {
 	Authorities map[string]*Authority  // by serial
 	Revocations map[RevocationKind]map[string]*Revocation
 	Audiences   map[string]*Audience
-	Secrets     map[string]*Secret // by audience + "/" + name
+	Secrets     map[string]*Secret  // by audience + "/" + name
+	Receipts    map[string]*Receipt // by id; only those that are not complete everywhere
 }
 
 // Snapshot is one immutable, indexed state. Everything that it returns is shared: read, never change.

@@ -73,6 +73,11 @@ type Controller struct {
 	clock    time.Time            // the latest time written; guarded by mu
 	signOuts signOuts             // how often each node may end sessions
 	steady   map[string]time.Time // control candidate → since when it reports; leader's loop only
+
+	commits        commits // what was committed lately, and under which receipt
+	metrics        *metrics
+	receiptsPruned time.Time  // leader's loop only
+	prunedIn       store.Term // leader's loop only
 }
 
 // New makes a Controller.
@@ -89,7 +94,9 @@ func New(cfg Config) *Controller {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	return &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}}
+	c := &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}}
+	c.metrics = newMetrics(c)
+	return c
 }
 
 // Run seeks leadership and leads, until ctx ends.

@@ -28,6 +28,7 @@ func (c *Controller) loop(ctx context.Context) error {
 			{"rotate assertion keys", c.rotateAssertionKeys},
 			{"sweep", c.sweep},
 			{"promote control nodes", c.promoteVoters},
+			{"complete receipts", c.completeReceipts},
 		} {
 			v := c.Source.Load()
 			if v == nil || ctx.Err() != nil {

@@ -635,6 +635,8 @@ func (x *Member) GetName() string {
 type WatchReceiptRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Id            string                 `protobuf:"bytes,10,opt,name=id,proto3" json:"id,omitempty"`                  // of a receipt that is kept, instead of a revision: it ends once the completion is written
+	Everywhere    bool                   `protobuf:"varint,11,opt,name=everywhere,proto3" json:"everywhere,omitempty"` // until every trusted node has it, silent ones too
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -674,6 +676,20 @@ func (x *WatchReceiptRequest) GetRevision() *Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *WatchReceiptRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WatchReceiptRequest) GetEverywhere() bool {
+	if x != nil {
+		return x.Everywhere
+	}
+	return false
 }
 
 type WatchReceiptResponse struct {
@@ -726,7 +742,10 @@ type Receipt struct {
 	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	Acknowledged  []*Acknowledgement     `protobuf:"bytes,2,rep,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	Lagging       []*Laggard             `protobuf:"bytes,3,rep,name=lagging,proto3" json:"lagging,omitempty"`
-	Complete      bool                   `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"` // every live node has it
+	Complete      bool                   `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`      // every live node has it
+	Id            string                 `protobuf:"bytes,10,opt,name=id,proto3" json:"id,omitempty"`                  // of the record that is kept; empty: none is
+	Everywhere    bool                   `protobuf:"varint,11,opt,name=everywhere,proto3" json:"everywhere,omitempty"` // every trusted node has it
+	Unfinished    bool                   `protobuf:"varint,12,opt,name=unfinished,proto3" json:"unfinished,omitempty"` // the change is one of several commits, and the rest has not come: repeat it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -789,6 +808,227 @@ func (x *Receipt) GetComplete() bool {
 	return false
 }
 
+func (x *Receipt) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Receipt) GetEverywhere() bool {
+	if x != nil {
+		return x.Everywhere
+	}
+	return false
+}
+
+func (x *Receipt) GetUnfinished() bool {
+	if x != nil {
+		return x.Unfinished
+	}
+	return false
+}
+
+type GetReceiptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReceiptRequest) Reset() {
+	*x = GetReceiptRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReceiptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReceiptRequest) ProtoMessage() {}
+
+func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
+func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetReceiptRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type GetReceiptResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Record        *ReceiptRecord         `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	Receipt       *Receipt               `protobuf:"bytes,2,opt,name=receipt,proto3" json:"receipt,omitempty"` // as it stands now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReceiptResponse) Reset() {
+	*x = GetReceiptResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReceiptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReceiptResponse) ProtoMessage() {}
+
+func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
+func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetReceiptResponse) GetRecord() *ReceiptRecord {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *GetReceiptResponse) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+type ListReceiptsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"` // part of what was acted on, or the name of a key or node; empty: all
+	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Limit         uint32                 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"` // default 100, at most 1000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReceiptsRequest) Reset() {
+	*x = ListReceiptsRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReceiptsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReceiptsRequest) ProtoMessage() {}
+
+func (x *ListReceiptsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReceiptsRequest.ProtoReflect.Descriptor instead.
+func (*ListReceiptsRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListReceiptsRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ListReceiptsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListReceiptsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListReceiptsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Receipts      []*ReceiptSummary      `protobuf:"bytes,1,rep,name=receipts,proto3" json:"receipts,omitempty"` // newest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReceiptsResponse) Reset() {
+	*x = ListReceiptsResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReceiptsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReceiptsResponse) ProtoMessage() {}
+
+func (x *ListReceiptsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReceiptsResponse.ProtoReflect.Descriptor instead.
+func (*ListReceiptsResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListReceiptsResponse) GetReceipts() []*ReceiptSummary {
+	if x != nil {
+		return x.Receipts
+	}
+	return nil
+}
+
 type Acknowledgement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -800,7 +1040,7 @@ type Acknowledgement struct {
 
 func (x *Acknowledgement) Reset() {
 	*x = Acknowledgement{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +1052,7 @@ func (x *Acknowledgement) String() string {
 func (*Acknowledgement) ProtoMessage() {}
 
 func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +1065,7 @@ func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acknowledgement.ProtoReflect.Descriptor instead.
 func (*Acknowledgement) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{12}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Acknowledgement) GetNodeId() string {
@@ -850,20 +1090,28 @@ func (x *Acknowledgement) GetRegion() string {
 }
 
 type Laggard struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
-	Revision      *Revision              `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"` // what it last reported
-	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`       // when it last reported; unset: never
-	Live          bool                   `protobuf:"varint,6,opt,name=live,proto3" json:"live,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	NodeId   string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Name     string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Region   string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	Revision *Revision              `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"` // what it last reported
+	Since    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`       // when it last reported; unset: never
+	Live     bool                   `protobuf:"varint,6,opt,name=live,proto3" json:"live,omitempty"`
+	// as_of bounds the node's view: it shows no state later than that, and is older with every moment since.
+	AsOf *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
+	// stops_by is the latest moment at which the last of routes_that_stop refuses on this node, by its max_staleness. Unset: none does.
+	StopsBy            *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=stops_by,json=stopsBy,proto3" json:"stops_by,omitempty"`
+	RoutesThatStop     []string               `protobuf:"bytes,12,rep,name=routes_that_stop,json=routesThatStop,proto3" json:"routes_that_stop,omitempty"`   // at most 20
+	RoutesThatGoOn     []string               `protobuf:"bytes,13,rep,name=routes_that_go_on,json=routesThatGoOn,proto3" json:"routes_that_go_on,omitempty"` // by the old view; at most 20
+	RoutesLeftOut      uint32                 `protobuf:"varint,14,opt,name=routes_left_out,json=routesLeftOut,proto3" json:"routes_left_out,omitempty"`
+	OlderConfiguration bool                   `protobuf:"varint,15,opt,name=older_configuration,json=olderConfiguration,proto3" json:"older_configuration,omitempty"` // the node has routes from before the last apply: which of them stop is not known
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +1123,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +1136,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Laggard) GetNodeId() string {
@@ -933,6 +1181,48 @@ func (x *Laggard) GetLive() bool {
 	return false
 }
 
+func (x *Laggard) GetAsOf() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AsOf
+	}
+	return nil
+}
+
+func (x *Laggard) GetStopsBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StopsBy
+	}
+	return nil
+}
+
+func (x *Laggard) GetRoutesThatStop() []string {
+	if x != nil {
+		return x.RoutesThatStop
+	}
+	return nil
+}
+
+func (x *Laggard) GetRoutesThatGoOn() []string {
+	if x != nil {
+		return x.RoutesThatGoOn
+	}
+	return nil
+}
+
+func (x *Laggard) GetRoutesLeftOut() uint32 {
+	if x != nil {
+		return x.RoutesLeftOut
+	}
+	return 0
+}
+
+func (x *Laggard) GetOlderConfiguration() bool {
+	if x != nil {
+		return x.OlderConfiguration
+	}
+	return false
+}
+
 // IssueKeyRequest carries the public half: the secret is made by the caller and never travels.
 type IssueKeyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -952,7 +1242,7 @@ type IssueKeyRequest struct {
 
 func (x *IssueKeyRequest) Reset() {
 	*x = IssueKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1254,7 @@ func (x *IssueKeyRequest) String() string {
 func (*IssueKeyRequest) ProtoMessage() {}
 
 func (x *IssueKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1267,7 @@ func (x *IssueKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKeyRequest.ProtoReflect.Descriptor instead.
 func (*IssueKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IssueKeyRequest) GetPublicKey() []byte {
@@ -1060,7 +1350,7 @@ type IssueKeyResponse struct {
 
 func (x *IssueKeyResponse) Reset() {
 	*x = IssueKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1362,7 @@ func (x *IssueKeyResponse) String() string {
 func (*IssueKeyResponse) ProtoMessage() {}
 
 func (x *IssueKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1375,7 @@ func (x *IssueKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKeyResponse.ProtoReflect.Descriptor instead.
 func (*IssueKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IssueKeyResponse) GetKey() *ProvisioningKey {
@@ -1110,7 +1400,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1412,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1425,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 type ListKeysResponse struct {
@@ -1147,7 +1437,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1449,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1462,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListKeysResponse) GetKeys() []*ProvisioningKey {
@@ -1191,7 +1481,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1493,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1506,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetKeyRequest) GetKey() string {
@@ -1236,7 +1526,7 @@ type GetKeyResponse struct {
 
 func (x *GetKeyResponse) Reset() {
 	*x = GetKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1538,7 @@ func (x *GetKeyResponse) String() string {
 func (*GetKeyResponse) ProtoMessage() {}
 
 func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1551,7 @@ func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetKeyResponse) GetKey() *ProvisioningKey {
@@ -1290,7 +1580,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1592,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1605,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RotateKeyRequest) GetKey() string {
@@ -1357,7 +1647,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1659,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1672,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RotateKeyResponse) GetPredecessor() *ProvisioningKey {
@@ -1418,7 +1708,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1720,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1733,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RevokeKeyRequest) GetKey() string {
@@ -1485,7 +1775,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1787,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1800,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevokeKeyResponse) GetKey() *ProvisioningKey {
@@ -1542,7 +1832,7 @@ type ListSigningKeysRequest struct {
 
 func (x *ListSigningKeysRequest) Reset() {
 	*x = ListSigningKeysRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1844,7 @@ func (x *ListSigningKeysRequest) String() string {
 func (*ListSigningKeysRequest) ProtoMessage() {}
 
 func (x *ListSigningKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1857,7 @@ func (x *ListSigningKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSigningKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListSigningKeysRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 type ListSigningKeysResponse struct {
@@ -1579,7 +1869,7 @@ type ListSigningKeysResponse struct {
 
 func (x *ListSigningKeysResponse) Reset() {
 	*x = ListSigningKeysResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1881,7 @@ func (x *ListSigningKeysResponse) String() string {
 func (*ListSigningKeysResponse) ProtoMessage() {}
 
 func (x *ListSigningKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1894,7 @@ func (x *ListSigningKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSigningKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListSigningKeysResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListSigningKeysResponse) GetKeys() []*SigningKeyStatus {
@@ -1626,7 +1916,7 @@ type SigningKeyStatus struct {
 
 func (x *SigningKeyStatus) Reset() {
 	*x = SigningKeyStatus{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1928,7 @@ func (x *SigningKeyStatus) String() string {
 func (*SigningKeyStatus) ProtoMessage() {}
 
 func (x *SigningKeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1941,7 @@ func (x *SigningKeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SigningKeyStatus.ProtoReflect.Descriptor instead.
 func (*SigningKeyStatus) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SigningKeyStatus) GetKey() *SigningKey {
@@ -1686,7 +1976,7 @@ type RotateSigningKeysRequest struct {
 
 func (x *RotateSigningKeysRequest) Reset() {
 	*x = RotateSigningKeysRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1988,7 @@ func (x *RotateSigningKeysRequest) String() string {
 func (*RotateSigningKeysRequest) ProtoMessage() {}
 
 func (x *RotateSigningKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +2001,7 @@ func (x *RotateSigningKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSigningKeysRequest.ProtoReflect.Descriptor instead.
 func (*RotateSigningKeysRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RotateSigningKeysRequest) GetKind() SigningKeyKind {
@@ -1745,7 +2035,7 @@ type RotateSigningKeysResponse struct {
 
 func (x *RotateSigningKeysResponse) Reset() {
 	*x = RotateSigningKeysResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +2047,7 @@ func (x *RotateSigningKeysResponse) String() string {
 func (*RotateSigningKeysResponse) ProtoMessage() {}
 
 func (x *RotateSigningKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +2060,7 @@ func (x *RotateSigningKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSigningKeysResponse.ProtoReflect.Descriptor instead.
 func (*RotateSigningKeysResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RotateSigningKeysResponse) GetRotating() []string {
@@ -1799,7 +2089,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +2101,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +2114,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ApplyRequest) GetResources() []*Resource {
@@ -1859,7 +2149,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +2161,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +2174,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ApplyResponse) GetChanges() []*ResourceChange {
@@ -1922,7 +2212,7 @@ type ResourceChange struct {
 
 func (x *ResourceChange) Reset() {
 	*x = ResourceChange{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2224,7 @@ func (x *ResourceChange) String() string {
 func (*ResourceChange) ProtoMessage() {}
 
 func (x *ResourceChange) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2237,7 @@ func (x *ResourceChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceChange.ProtoReflect.Descriptor instead.
 func (*ResourceChange) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResourceChange) GetKind() string {
@@ -1995,7 +2285,7 @@ type GetResourcesRequest struct {
 
 func (x *GetResourcesRequest) Reset() {
 	*x = GetResourcesRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2297,7 @@ func (x *GetResourcesRequest) String() string {
 func (*GetResourcesRequest) ProtoMessage() {}
 
 func (x *GetResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2310,7 @@ func (x *GetResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResourcesRequest.ProtoReflect.Descriptor instead.
 func (*GetResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetResourcesRequest) GetKind() string {
@@ -2049,7 +2339,7 @@ type GetResourcesResponse struct {
 
 func (x *GetResourcesResponse) Reset() {
 	*x = GetResourcesResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2351,7 @@ func (x *GetResourcesResponse) String() string {
 func (*GetResourcesResponse) ProtoMessage() {}
 
 func (x *GetResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2364,7 @@ func (x *GetResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResourcesResponse.ProtoReflect.Descriptor instead.
 func (*GetResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetResourcesResponse) GetResources() []*Resource {
@@ -2115,7 +2405,7 @@ type DeleteResourceRequest struct {
 
 func (x *DeleteResourceRequest) Reset() {
 	*x = DeleteResourceRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2417,7 @@ func (x *DeleteResourceRequest) String() string {
 func (*DeleteResourceRequest) ProtoMessage() {}
 
 func (x *DeleteResourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2430,7 @@ func (x *DeleteResourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResourceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteResourceRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeleteResourceRequest) GetKind() string {
@@ -2166,7 +2456,7 @@ type DeleteResourceResponse struct {
 
 func (x *DeleteResourceResponse) Reset() {
 	*x = DeleteResourceResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2468,7 @@ func (x *DeleteResourceResponse) String() string {
 func (*DeleteResourceResponse) ProtoMessage() {}
 
 func (x *DeleteResourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2481,7 @@ func (x *DeleteResourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResourceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResourceResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeleteResourceResponse) GetReceipt() *Receipt {
@@ -2211,7 +2501,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2513,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2526,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -2262,7 +2552,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2564,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2577,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SetSecretResponse) GetReceipt() *Receipt {
@@ -2309,7 +2599,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2611,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2624,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RevokeRequest) GetTarget() RevokeTarget {
@@ -2375,7 +2665,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2677,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2690,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RevokeResponse) GetReceipt() *Receipt {
@@ -2425,7 +2715,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2727,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2740,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 type ListRevocationsResponse struct {
@@ -2462,7 +2752,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2474,7 +2764,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2487,7 +2777,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*RevocationStatus {
@@ -2507,7 +2797,7 @@ type RevocationStatus struct {
 
 func (x *RevocationStatus) Reset() {
 	*x = RevocationStatus{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2809,7 @@ func (x *RevocationStatus) String() string {
 func (*RevocationStatus) ProtoMessage() {}
 
 func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2822,7 @@ func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationStatus.ProtoReflect.Descriptor instead.
 func (*RevocationStatus) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RevocationStatus) GetRevocation() *Revocation {
@@ -2559,7 +2849,7 @@ type LiftRevocationRequest struct {
 
 func (x *LiftRevocationRequest) Reset() {
 	*x = LiftRevocationRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +2861,7 @@ func (x *LiftRevocationRequest) String() string {
 func (*LiftRevocationRequest) ProtoMessage() {}
 
 func (x *LiftRevocationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +2874,7 @@ func (x *LiftRevocationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiftRevocationRequest.ProtoReflect.Descriptor instead.
 func (*LiftRevocationRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LiftRevocationRequest) GetKind() RevocationKind {
@@ -2610,7 +2900,7 @@ type LiftRevocationResponse struct {
 
 func (x *LiftRevocationResponse) Reset() {
 	*x = LiftRevocationResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2912,7 @@ func (x *LiftRevocationResponse) String() string {
 func (*LiftRevocationResponse) ProtoMessage() {}
 
 func (x *LiftRevocationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2925,7 @@ func (x *LiftRevocationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiftRevocationResponse.ProtoReflect.Descriptor instead.
 func (*LiftRevocationResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LiftRevocationResponse) GetReceipt() *Receipt {
@@ -2653,7 +2943,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2955,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2968,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 type WhoAmIResponse struct {
@@ -2691,7 +2981,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +2993,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +3006,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *WhoAmIResponse) GetAdmin() *Admin {
@@ -2742,7 +3032,7 @@ type RenewAdminRequest struct {
 
 func (x *RenewAdminRequest) Reset() {
 	*x = RenewAdminRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +3044,7 @@ func (x *RenewAdminRequest) String() string {
 func (*RenewAdminRequest) ProtoMessage() {}
 
 func (x *RenewAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3057,7 @@ func (x *RenewAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAdminRequest.ProtoReflect.Descriptor instead.
 func (*RenewAdminRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RenewAdminRequest) GetCsr() []byte {
@@ -2787,7 +3077,7 @@ type RenewAdminResponse struct {
 
 func (x *RenewAdminResponse) Reset() {
 	*x = RenewAdminResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +3089,7 @@ func (x *RenewAdminResponse) String() string {
 func (*RenewAdminResponse) ProtoMessage() {}
 
 func (x *RenewAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +3102,7 @@ func (x *RenewAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAdminResponse.ProtoReflect.Descriptor instead.
 func (*RenewAdminResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RenewAdminResponse) GetCertificate() []byte {
@@ -2839,7 +3129,7 @@ type IssueAdminRequest struct {
 
 func (x *IssueAdminRequest) Reset() {
 	*x = IssueAdminRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +3141,7 @@ func (x *IssueAdminRequest) String() string {
 func (*IssueAdminRequest) ProtoMessage() {}
 
 func (x *IssueAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +3154,7 @@ func (x *IssueAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueAdminRequest.ProtoReflect.Descriptor instead.
 func (*IssueAdminRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *IssueAdminRequest) GetName() string {
@@ -2893,7 +3183,7 @@ type IssueAdminResponse struct {
 
 func (x *IssueAdminResponse) Reset() {
 	*x = IssueAdminResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3195,7 @@ func (x *IssueAdminResponse) String() string {
 func (*IssueAdminResponse) ProtoMessage() {}
 
 func (x *IssueAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3208,7 @@ func (x *IssueAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueAdminResponse.ProtoReflect.Descriptor instead.
 func (*IssueAdminResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *IssueAdminResponse) GetAdmin() *Admin {
@@ -2957,7 +3247,7 @@ type ListAdminsRequest struct {
 
 func (x *ListAdminsRequest) Reset() {
 	*x = ListAdminsRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3259,7 @@ func (x *ListAdminsRequest) String() string {
 func (*ListAdminsRequest) ProtoMessage() {}
 
 func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3272,7 @@ func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
 func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 type ListAdminsResponse struct {
@@ -2994,7 +3284,7 @@ type ListAdminsResponse struct {
 
 func (x *ListAdminsResponse) Reset() {
 	*x = ListAdminsResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3296,7 @@ func (x *ListAdminsResponse) String() string {
 func (*ListAdminsResponse) ProtoMessage() {}
 
 func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3309,7 @@ func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
 func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListAdminsResponse) GetAdmins() []*Admin {
@@ -3039,7 +3329,7 @@ type RevokeAdminRequest struct {
 
 func (x *RevokeAdminRequest) Reset() {
 	*x = RevokeAdminRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3341,7 @@ func (x *RevokeAdminRequest) String() string {
 func (*RevokeAdminRequest) ProtoMessage() {}
 
 func (x *RevokeAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3354,7 @@ func (x *RevokeAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAdminRequest.ProtoReflect.Descriptor instead.
 func (*RevokeAdminRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RevokeAdminRequest) GetAdmin() string {
@@ -3091,7 +3381,7 @@ type RevokeAdminResponse struct {
 
 func (x *RevokeAdminResponse) Reset() {
 	*x = RevokeAdminResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3103,7 +3393,7 @@ func (x *RevokeAdminResponse) String() string {
 func (*RevokeAdminResponse) ProtoMessage() {}
 
 func (x *RevokeAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3116,7 +3406,7 @@ func (x *RevokeAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAdminResponse.ProtoReflect.Descriptor instead.
 func (*RevokeAdminResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RevokeAdminResponse) GetAdmin() *Admin {
@@ -3138,7 +3428,7 @@ var File_iapmesh_v1_api_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"\x14iapmesh/v1/api.proto\x12\n" +
-	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
+	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x18iapmesh/v1/receipt.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
 	"\x10GetStatusRequest\"?\n" +
 	"\x11GetStatusResponse\x12*\n" +
 	"\x06status\x18\x01 \x01(\v2\x12.iapmesh.v1.StatusR\x06status\"K\n" +
@@ -3178,27 +3468,58 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12&\n" +
 	"\x05roles\x18\x06 \x03(\x0e2\x10.iapmesh.v1.RoleR\x05roles\x12\x12\n" +
 	"\x04pool\x18\a \x01(\tR\x04pool\x12\x12\n" +
-	"\x04name\x18\b \x01(\tR\x04name\"G\n" +
+	"\x04name\x18\b \x01(\tR\x04name\"w\n" +
 	"\x13WatchReceiptRequest\x120\n" +
-	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"E\n" +
+	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12\x0e\n" +
+	"\x02id\x18\n" +
+	" \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"everywhere\x18\v \x01(\bR\n" +
+	"everywhere\"E\n" +
 	"\x14WatchReceiptResponse\x12-\n" +
-	"\areceipt\x18\x01 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"\xc7\x01\n" +
+	"\areceipt\x18\x01 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"\x97\x02\n" +
 	"\aReceipt\x120\n" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12?\n" +
 	"\facknowledged\x18\x02 \x03(\v2\x1b.iapmesh.v1.AcknowledgementR\facknowledged\x12-\n" +
 	"\alagging\x18\x03 \x03(\v2\x13.iapmesh.v1.LaggardR\alagging\x12\x1a\n" +
-	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"V\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12\x0e\n" +
+	"\x02id\x18\n" +
+	" \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"everywhere\x18\v \x01(\bR\n" +
+	"everywhere\x12\x1e\n" +
+	"\n" +
+	"unfinished\x18\f \x01(\bR\n" +
+	"unfinished\"#\n" +
+	"\x11GetReceiptRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"v\n" +
+	"\x12GetReceiptResponse\x121\n" +
+	"\x06record\x18\x01 \x01(\v2\x19.iapmesh.v1.ReceiptRecordR\x06record\x12-\n" +
+	"\areceipt\x18\x02 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"u\n" +
+	"\x13ListReceiptsRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"N\n" +
+	"\x14ListReceiptsResponse\x126\n" +
+	"\breceipts\x18\x01 \x03(\v2\x1a.iapmesh.v1.ReceiptSummaryR\breceipts\"V\n" +
 	"\x0fAcknowledgement\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06region\x18\x03 \x01(\tR\x06region\"\xc6\x01\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\"\xdc\x03\n" +
 	"\aLaggard\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x03 \x01(\tR\x06region\x120\n" +
 	"\brevision\x18\x04 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
-	"\x04live\x18\x06 \x01(\bR\x04live\"\x86\x03\n" +
+	"\x04live\x18\x06 \x01(\bR\x04live\x12/\n" +
+	"\x05as_of\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\x125\n" +
+	"\bstops_by\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\astopsBy\x12(\n" +
+	"\x10routes_that_stop\x18\f \x03(\tR\x0eroutesThatStop\x12)\n" +
+	"\x11routes_that_go_on\x18\r \x03(\tR\x0eroutesThatGoOn\x12&\n" +
+	"\x0froutes_left_out\x18\x0e \x01(\rR\rroutesLeftOut\x12/\n" +
+	"\x13older_configuration\x18\x0f \x01(\bR\x12olderConfiguration\"\x86\x03\n" +
 	"\x0fIssueKeyRequest\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x01 \x01(\fR\tpublicKey\x12\x12\n" +
@@ -3348,12 +3669,15 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x15REVOKE_TARGET_SESSION\x10\x01\x12\x16\n" +
 	"\x12REVOKE_TARGET_USER\x10\x02\x12\x16\n" +
 	"\x12REVOKE_TARGET_NODE\x10\x03\x12\x1d\n" +
-	"\x19REVOKE_TARGET_SIGNING_KEY\x10\x042\xd1\x02\n" +
+	"\x19REVOKE_TARGET_SIGNING_KEY\x10\x042\xf1\x03\n" +
 	"\x0eClusterService\x12H\n" +
 	"\tGetStatus\x12\x1c.iapmesh.v1.GetStatusRequest\x1a\x1d.iapmesh.v1.GetStatusResponse\x12P\n" +
 	"\vWatchStatus\x12\x1e.iapmesh.v1.WatchStatusRequest\x1a\x1f.iapmesh.v1.WatchStatusResponse0\x01\x12N\n" +
 	"\vListMembers\x12\x1e.iapmesh.v1.ListMembersRequest\x1a\x1f.iapmesh.v1.ListMembersResponse\x12S\n" +
-	"\fWatchReceipt\x12\x1f.iapmesh.v1.WatchReceiptRequest\x1a .iapmesh.v1.WatchReceiptResponse0\x012\xad\x04\n" +
+	"\fWatchReceipt\x12\x1f.iapmesh.v1.WatchReceiptRequest\x1a .iapmesh.v1.WatchReceiptResponse0\x01\x12K\n" +
+	"\n" +
+	"GetReceipt\x12\x1d.iapmesh.v1.GetReceiptRequest\x1a\x1e.iapmesh.v1.GetReceiptResponse\x12Q\n" +
+	"\fListReceipts\x12\x1f.iapmesh.v1.ListReceiptsRequest\x1a .iapmesh.v1.ListReceiptsResponse2\xad\x04\n" +
 	"\n" +
 	"KeyService\x12E\n" +
 	"\bIssueKey\x12\x1b.iapmesh.v1.IssueKeyRequest\x1a\x1c.iapmesh.v1.IssueKeyResponse\x12E\n" +
@@ -3395,7 +3719,7 @@ func file_iapmesh_v1_api_proto_rawDescGZIP() []byte {
 }
 
 var file_iapmesh_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_iapmesh_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_iapmesh_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_iapmesh_v1_api_proto_goTypes = []any{
 	(RevokeTarget)(0),                 // 0: iapmesh.v1.RevokeTarget
 	(*GetStatusRequest)(nil),          // 1: iapmesh.v1.GetStatusRequest
@@ -3410,183 +3734,199 @@ var file_iapmesh_v1_api_proto_goTypes = []any{
 	(*WatchReceiptRequest)(nil),       // 10: iapmesh.v1.WatchReceiptRequest
 	(*WatchReceiptResponse)(nil),      // 11: iapmesh.v1.WatchReceiptResponse
 	(*Receipt)(nil),                   // 12: iapmesh.v1.Receipt
-	(*Acknowledgement)(nil),           // 13: iapmesh.v1.Acknowledgement
-	(*Laggard)(nil),                   // 14: iapmesh.v1.Laggard
-	(*IssueKeyRequest)(nil),           // 15: iapmesh.v1.IssueKeyRequest
-	(*IssueKeyResponse)(nil),          // 16: iapmesh.v1.IssueKeyResponse
-	(*ListKeysRequest)(nil),           // 17: iapmesh.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),          // 18: iapmesh.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),             // 19: iapmesh.v1.GetKeyRequest
-	(*GetKeyResponse)(nil),            // 20: iapmesh.v1.GetKeyResponse
-	(*RotateKeyRequest)(nil),          // 21: iapmesh.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),         // 22: iapmesh.v1.RotateKeyResponse
-	(*RevokeKeyRequest)(nil),          // 23: iapmesh.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),         // 24: iapmesh.v1.RevokeKeyResponse
-	(*ListSigningKeysRequest)(nil),    // 25: iapmesh.v1.ListSigningKeysRequest
-	(*ListSigningKeysResponse)(nil),   // 26: iapmesh.v1.ListSigningKeysResponse
-	(*SigningKeyStatus)(nil),          // 27: iapmesh.v1.SigningKeyStatus
-	(*RotateSigningKeysRequest)(nil),  // 28: iapmesh.v1.RotateSigningKeysRequest
-	(*RotateSigningKeysResponse)(nil), // 29: iapmesh.v1.RotateSigningKeysResponse
-	(*ApplyRequest)(nil),              // 30: iapmesh.v1.ApplyRequest
-	(*ApplyResponse)(nil),             // 31: iapmesh.v1.ApplyResponse
-	(*ResourceChange)(nil),            // 32: iapmesh.v1.ResourceChange
-	(*GetResourcesRequest)(nil),       // 33: iapmesh.v1.GetResourcesRequest
-	(*GetResourcesResponse)(nil),      // 34: iapmesh.v1.GetResourcesResponse
-	(*DeleteResourceRequest)(nil),     // 35: iapmesh.v1.DeleteResourceRequest
-	(*DeleteResourceResponse)(nil),    // 36: iapmesh.v1.DeleteResourceResponse
-	(*SetSecretRequest)(nil),          // 37: iapmesh.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),         // 38: iapmesh.v1.SetSecretResponse
-	(*RevokeRequest)(nil),             // 39: iapmesh.v1.RevokeRequest
-	(*RevokeResponse)(nil),            // 40: iapmesh.v1.RevokeResponse
-	(*ListRevocationsRequest)(nil),    // 41: iapmesh.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),   // 42: iapmesh.v1.ListRevocationsResponse
-	(*RevocationStatus)(nil),          // 43: iapmesh.v1.RevocationStatus
-	(*LiftRevocationRequest)(nil),     // 44: iapmesh.v1.LiftRevocationRequest
-	(*LiftRevocationResponse)(nil),    // 45: iapmesh.v1.LiftRevocationResponse
-	(*WhoAmIRequest)(nil),             // 46: iapmesh.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),            // 47: iapmesh.v1.WhoAmIResponse
-	(*RenewAdminRequest)(nil),         // 48: iapmesh.v1.RenewAdminRequest
-	(*RenewAdminResponse)(nil),        // 49: iapmesh.v1.RenewAdminResponse
-	(*IssueAdminRequest)(nil),         // 50: iapmesh.v1.IssueAdminRequest
-	(*IssueAdminResponse)(nil),        // 51: iapmesh.v1.IssueAdminResponse
-	(*ListAdminsRequest)(nil),         // 52: iapmesh.v1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),        // 53: iapmesh.v1.ListAdminsResponse
-	(*RevokeAdminRequest)(nil),        // 54: iapmesh.v1.RevokeAdminRequest
-	(*RevokeAdminResponse)(nil),       // 55: iapmesh.v1.RevokeAdminResponse
-	nil,                               // 56: iapmesh.v1.ApplyRequest.BaseEntry
-	nil,                               // 57: iapmesh.v1.GetResourcesResponse.HashesEntry
-	(*durationpb.Duration)(nil),       // 58: google.protobuf.Duration
-	(*Revision)(nil),                  // 59: iapmesh.v1.Revision
-	(*timestamppb.Timestamp)(nil),     // 60: google.protobuf.Timestamp
-	(*Node)(nil),                      // 61: iapmesh.v1.Node
-	(*NodeReport)(nil),                // 62: iapmesh.v1.NodeReport
-	(Role)(0),                         // 63: iapmesh.v1.Role
-	(*ProvisioningKey)(nil),           // 64: iapmesh.v1.ProvisioningKey
-	(Cascade)(0),                      // 65: iapmesh.v1.Cascade
-	(*SigningKey)(nil),                // 66: iapmesh.v1.SigningKey
-	(SigningKeyKind)(0),               // 67: iapmesh.v1.SigningKeyKind
-	(*Resource)(nil),                  // 68: iapmesh.v1.Resource
-	(*Manifest)(nil),                  // 69: iapmesh.v1.Manifest
-	(*Revocation)(nil),                // 70: iapmesh.v1.Revocation
-	(RevocationKind)(0),               // 71: iapmesh.v1.RevocationKind
-	(*Admin)(nil),                     // 72: iapmesh.v1.Admin
+	(*GetReceiptRequest)(nil),         // 13: iapmesh.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),        // 14: iapmesh.v1.GetReceiptResponse
+	(*ListReceiptsRequest)(nil),       // 15: iapmesh.v1.ListReceiptsRequest
+	(*ListReceiptsResponse)(nil),      // 16: iapmesh.v1.ListReceiptsResponse
+	(*Acknowledgement)(nil),           // 17: iapmesh.v1.Acknowledgement
+	(*Laggard)(nil),                   // 18: iapmesh.v1.Laggard
+	(*IssueKeyRequest)(nil),           // 19: iapmesh.v1.IssueKeyRequest
+	(*IssueKeyResponse)(nil),          // 20: iapmesh.v1.IssueKeyResponse
+	(*ListKeysRequest)(nil),           // 21: iapmesh.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),          // 22: iapmesh.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),             // 23: iapmesh.v1.GetKeyRequest
+	(*GetKeyResponse)(nil),            // 24: iapmesh.v1.GetKeyResponse
+	(*RotateKeyRequest)(nil),          // 25: iapmesh.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),         // 26: iapmesh.v1.RotateKeyResponse
+	(*RevokeKeyRequest)(nil),          // 27: iapmesh.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),         // 28: iapmesh.v1.RevokeKeyResponse
+	(*ListSigningKeysRequest)(nil),    // 29: iapmesh.v1.ListSigningKeysRequest
+	(*ListSigningKeysResponse)(nil),   // 30: iapmesh.v1.ListSigningKeysResponse
+	(*SigningKeyStatus)(nil),          // 31: iapmesh.v1.SigningKeyStatus
+	(*RotateSigningKeysRequest)(nil),  // 32: iapmesh.v1.RotateSigningKeysRequest
+	(*RotateSigningKeysResponse)(nil), // 33: iapmesh.v1.RotateSigningKeysResponse
+	(*ApplyRequest)(nil),              // 34: iapmesh.v1.ApplyRequest
+	(*ApplyResponse)(nil),             // 35: iapmesh.v1.ApplyResponse
+	(*ResourceChange)(nil),            // 36: iapmesh.v1.ResourceChange
+	(*GetResourcesRequest)(nil),       // 37: iapmesh.v1.GetResourcesRequest
+	(*GetResourcesResponse)(nil),      // 38: iapmesh.v1.GetResourcesResponse
+	(*DeleteResourceRequest)(nil),     // 39: iapmesh.v1.DeleteResourceRequest
+	(*DeleteResourceResponse)(nil),    // 40: iapmesh.v1.DeleteResourceResponse
+	(*SetSecretRequest)(nil),          // 41: iapmesh.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),         // 42: iapmesh.v1.SetSecretResponse
+	(*RevokeRequest)(nil),             // 43: iapmesh.v1.RevokeRequest
+	(*RevokeResponse)(nil),            // 44: iapmesh.v1.RevokeResponse
+	(*ListRevocationsRequest)(nil),    // 45: iapmesh.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),   // 46: iapmesh.v1.ListRevocationsResponse
+	(*RevocationStatus)(nil),          // 47: iapmesh.v1.RevocationStatus
+	(*LiftRevocationRequest)(nil),     // 48: iapmesh.v1.LiftRevocationRequest
+	(*LiftRevocationResponse)(nil),    // 49: iapmesh.v1.LiftRevocationResponse
+	(*WhoAmIRequest)(nil),             // 50: iapmesh.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),            // 51: iapmesh.v1.WhoAmIResponse
+	(*RenewAdminRequest)(nil),         // 52: iapmesh.v1.RenewAdminRequest
+	(*RenewAdminResponse)(nil),        // 53: iapmesh.v1.RenewAdminResponse
+	(*IssueAdminRequest)(nil),         // 54: iapmesh.v1.IssueAdminRequest
+	(*IssueAdminResponse)(nil),        // 55: iapmesh.v1.IssueAdminResponse
+	(*ListAdminsRequest)(nil),         // 56: iapmesh.v1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),        // 57: iapmesh.v1.ListAdminsResponse
+	(*RevokeAdminRequest)(nil),        // 58: iapmesh.v1.RevokeAdminRequest
+	(*RevokeAdminResponse)(nil),       // 59: iapmesh.v1.RevokeAdminResponse
+	nil,                               // 60: iapmesh.v1.ApplyRequest.BaseEntry
+	nil,                               // 61: iapmesh.v1.GetResourcesResponse.HashesEntry
+	(*durationpb.Duration)(nil),       // 62: google.protobuf.Duration
+	(*Revision)(nil),                  // 63: iapmesh.v1.Revision
+	(*timestamppb.Timestamp)(nil),     // 64: google.protobuf.Timestamp
+	(*Node)(nil),                      // 65: iapmesh.v1.Node
+	(*NodeReport)(nil),                // 66: iapmesh.v1.NodeReport
+	(Role)(0),                         // 67: iapmesh.v1.Role
+	(*ReceiptRecord)(nil),             // 68: iapmesh.v1.ReceiptRecord
+	(*ReceiptSummary)(nil),            // 69: iapmesh.v1.ReceiptSummary
+	(*ProvisioningKey)(nil),           // 70: iapmesh.v1.ProvisioningKey
+	(Cascade)(0),                      // 71: iapmesh.v1.Cascade
+	(*SigningKey)(nil),                // 72: iapmesh.v1.SigningKey
+	(SigningKeyKind)(0),               // 73: iapmesh.v1.SigningKeyKind
+	(*Resource)(nil),                  // 74: iapmesh.v1.Resource
+	(*Manifest)(nil),                  // 75: iapmesh.v1.Manifest
+	(*Revocation)(nil),                // 76: iapmesh.v1.Revocation
+	(RevocationKind)(0),               // 77: iapmesh.v1.RevocationKind
+	(*Admin)(nil),                     // 78: iapmesh.v1.Admin
 }
 var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	5,  // 0: iapmesh.v1.GetStatusResponse.status:type_name -> iapmesh.v1.Status
-	58, // 1: iapmesh.v1.WatchStatusRequest.interval:type_name -> google.protobuf.Duration
+	62, // 1: iapmesh.v1.WatchStatusRequest.interval:type_name -> google.protobuf.Duration
 	5,  // 2: iapmesh.v1.WatchStatusResponse.status:type_name -> iapmesh.v1.Status
-	59, // 3: iapmesh.v1.Status.revision:type_name -> iapmesh.v1.Revision
+	63, // 3: iapmesh.v1.Status.revision:type_name -> iapmesh.v1.Revision
 	6,  // 4: iapmesh.v1.Status.nodes:type_name -> iapmesh.v1.NodeStatus
-	60, // 5: iapmesh.v1.Status.at:type_name -> google.protobuf.Timestamp
-	61, // 6: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
-	62, // 7: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
-	60, // 8: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
+	64, // 5: iapmesh.v1.Status.at:type_name -> google.protobuf.Timestamp
+	65, // 6: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
+	66, // 7: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
+	64, // 8: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
 	9,  // 9: iapmesh.v1.ListMembersResponse.members:type_name -> iapmesh.v1.Member
-	63, // 10: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
-	59, // 11: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
+	67, // 10: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
+	63, // 11: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
 	12, // 12: iapmesh.v1.WatchReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
-	59, // 13: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
-	13, // 14: iapmesh.v1.Receipt.acknowledged:type_name -> iapmesh.v1.Acknowledgement
-	14, // 15: iapmesh.v1.Receipt.lagging:type_name -> iapmesh.v1.Laggard
-	59, // 16: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
-	60, // 17: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
-	63, // 18: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
-	60, // 19: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
-	58, // 20: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
-	64, // 21: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 22: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	64, // 23: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
-	64, // 24: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	61, // 25: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
-	58, // 26: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
-	58, // 27: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	64, // 28: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	64, // 29: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 30: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	65, // 31: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
-	64, // 32: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	61, // 33: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
-	12, // 34: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	27, // 35: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	66, // 36: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
-	12, // 37: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	59, // 38: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	67, // 39: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
-	12, // 40: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	68, // 41: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	56, // 42: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
-	32, // 43: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
-	12, // 44: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	68, // 45: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	57, // 46: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	69, // 47: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
-	12, // 48: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
-	12, // 49: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
-	0,  // 50: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
-	12, // 51: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
-	43, // 52: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	70, // 53: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	59, // 54: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	71, // 55: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
-	12, // 56: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	72, // 57: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	59, // 58: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	72, // 59: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 60: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	72, // 61: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
-	72, // 62: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 63: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	1,  // 64: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,  // 65: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,  // 66: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10, // 67: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	15, // 68: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	17, // 69: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	19, // 70: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	21, // 71: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	23, // 72: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	25, // 73: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	28, // 74: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	30, // 75: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	33, // 76: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	35, // 77: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	37, // 78: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	39, // 79: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	41, // 80: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	44, // 81: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	46, // 82: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	48, // 83: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	50, // 84: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
-	52, // 85: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
-	54, // 86: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
-	2,  // 87: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,  // 88: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,  // 89: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11, // 90: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	16, // 91: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	18, // 92: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	20, // 93: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	22, // 94: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	24, // 95: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	26, // 96: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	29, // 97: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	31, // 98: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	34, // 99: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	36, // 100: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	38, // 101: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	40, // 102: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	42, // 103: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	45, // 104: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	47, // 105: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	49, // 106: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	51, // 107: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
-	53, // 108: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
-	55, // 109: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
-	87, // [87:110] is the sub-list for method output_type
-	64, // [64:87] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	63, // 13: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
+	17, // 14: iapmesh.v1.Receipt.acknowledged:type_name -> iapmesh.v1.Acknowledgement
+	18, // 15: iapmesh.v1.Receipt.lagging:type_name -> iapmesh.v1.Laggard
+	68, // 16: iapmesh.v1.GetReceiptResponse.record:type_name -> iapmesh.v1.ReceiptRecord
+	12, // 17: iapmesh.v1.GetReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
+	64, // 18: iapmesh.v1.ListReceiptsRequest.since:type_name -> google.protobuf.Timestamp
+	69, // 19: iapmesh.v1.ListReceiptsResponse.receipts:type_name -> iapmesh.v1.ReceiptSummary
+	63, // 20: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
+	64, // 21: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
+	64, // 22: iapmesh.v1.Laggard.as_of:type_name -> google.protobuf.Timestamp
+	64, // 23: iapmesh.v1.Laggard.stops_by:type_name -> google.protobuf.Timestamp
+	67, // 24: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
+	64, // 25: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
+	62, // 26: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
+	70, // 27: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12, // 28: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	70, // 29: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
+	70, // 30: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	65, // 31: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
+	62, // 32: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	62, // 33: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	70, // 34: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	70, // 35: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
+	12, // 36: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	71, // 37: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
+	70, // 38: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	65, // 39: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
+	12, // 40: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	31, // 41: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
+	72, // 42: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	12, // 43: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
+	63, // 44: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	73, // 45: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	12, // 46: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
+	74, // 47: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	60, // 48: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	36, // 49: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
+	12, // 50: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	74, // 51: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	61, // 52: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	75, // 53: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	12, // 54: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
+	12, // 55: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
+	0,  // 56: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
+	12, // 57: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
+	47, // 58: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
+	76, // 59: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	63, // 60: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	77, // 61: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	12, // 62: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	78, // 63: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	63, // 64: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	78, // 65: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 66: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	78, // 67: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	78, // 68: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 69: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,  // 70: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,  // 71: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,  // 72: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10, // 73: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	13, // 74: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
+	15, // 75: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
+	19, // 76: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	21, // 77: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	23, // 78: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	25, // 79: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	27, // 80: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	29, // 81: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	32, // 82: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	34, // 83: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	37, // 84: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	39, // 85: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	41, // 86: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	43, // 87: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	45, // 88: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	48, // 89: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	50, // 90: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	52, // 91: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	54, // 92: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	56, // 93: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	58, // 94: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,  // 95: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,  // 96: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,  // 97: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11, // 98: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	14, // 99: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
+	16, // 100: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
+	20, // 101: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	22, // 102: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	24, // 103: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	26, // 104: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	28, // 105: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	30, // 106: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	33, // 107: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	35, // 108: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	38, // 109: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	40, // 110: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	42, // 111: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	44, // 112: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	46, // 113: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	49, // 114: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	51, // 115: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	53, // 116: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	55, // 117: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	57, // 118: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	59, // 119: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	95, // [95:120] is the sub-list for method output_type
+	70, // [70:95] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }
@@ -3595,15 +3935,16 @@ func file_iapmesh_v1_api_proto_init() {
 		return
 	}
 	file_iapmesh_v1_mesh_proto_init()
+	file_iapmesh_v1_receipt_proto_init()
 	file_iapmesh_v1_state_proto_init()
-	file_iapmesh_v1_api_proto_msgTypes[14].OneofWrappers = []any{}
+	file_iapmesh_v1_api_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_api_proto_rawDesc), len(file_iapmesh_v1_api_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   57,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
