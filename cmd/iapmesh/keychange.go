@@ -39,6 +39,7 @@ func (c *cli) handOver(secret keyring.ProvisioningSecret, file *secretFile, m pr
 func newKeyRotateCommand(c *cli) *cobra.Command {
 	var grace, ttl time.Duration
 	var out string
+	wait := waitNot
 	cmd := &cobra.Command{
 		Use: "rotate KEY", Short: "Give a key a successor, and retire it after a grace",
 		Long: `Give a key a successor with the same scope. Both serve until the grace ends; nodes of the old one stay bound to it.
@@ -50,16 +51,17 @@ The successor is made here, and printed once or written to --key-out.`,
 			if ttl != 0 {
 				req.Ttl = durationpb.New(ttl)
 			}
-			return c.rotateKey(cmd.Context(), req, out)
+			return c.rotateKey(cmd.Context(), req, out, wait)
 		},
 	}
 	cmd.Flags().DurationVar(&grace, "grace", time.Hour, "how long the old key goes on to admit nodes")
 	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long nodes may join with the successor (default: as long as with the old key)")
 	cmd.Flags().StringVar(&out, "key-out", "", "write the successor to this new `FILE`, mode 0600, instead of printing it")
+	wait.flag(cmd.Flags(), "then wait until every live node knows both")
 	return cmd
 }
 
-func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, out string) error {
+func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, out string, wait waitFor) error {
 	secret, file, err := c.newKey(out)
 	if err != nil {
 		return err
@@ -69,15 +71,20 @@ func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, ou
 	if err != nil {
 		return c.keyRefused(file, secret, err)
 	}
-	return c.handOver(secret, file, resp, func(t *table) {
+	err = c.handOver(secret, file, resp, func(t *table) {
 		t.line("%s is retiring; it admits nodes until %s", resp.Predecessor.Id, resp.Predecessor.GraceUntil.AsTime().Format(time.RFC3339))
 		t.line("successor %s", keyLine(resp.Successor))
+		receiptLines(t, resp.Receipt)
 	})
+	if err == nil { // not before the key is in safe hands: a wait may be interrupted
+		_, err = c.awaitReceipt(ctx, resp.Receipt, wait)
+	}
+	return err
 }
 
 func newKeyRevokeCommand(c *cli) *cobra.Command {
 	req := &iapmeshv1.RevokeKeyRequest{}
-	cascade, wait := "", false
+	cascade, wait := "", waitNot
 	cmd := &cobra.Command{
 		Use: "revoke KEY", Short: "Revoke a key, for good, and by its cascade the nodes under it",
 		Long: `Revoke a key, for good. --cascade says what becomes of the nodes that joined under it:
@@ -104,19 +111,17 @@ func newKeyRevokeCommand(c *cli) *cobra.Command {
 	f.StringVar(&cascade, "cascade", "", "`WHAT` becomes of its nodes: keep, quarantine or kill (required)")
 	f.StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
 	f.BoolVar(&req.DryRun, "dry-run", false, "show which nodes it would reach, and change nothing")
-	f.BoolVar(&wait, "wait", false, "wait until every live node has it")
+	wait.flag(f, "wait until every live node has it")
 	return cmd
 }
 
-func (c *cli) revokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest, wait bool) error {
+func (c *cli) revokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest, wait waitFor) error {
 	resp, err := unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.RevokeKey, req)
 	if err != nil {
 		return err
 	}
-	if wait && resp.Receipt != nil {
-		if resp.Receipt, err = c.followReceipt(ctx, resp.Receipt.Revision); err != nil {
-			return err
-		}
+	if resp.Receipt, err = c.awaitReceipt(ctx, resp.Receipt, wait); err != nil {
+		return err
 	}
 	return c.print(resp, func(t *table) {
 		verb := "revoked"
