@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -110,10 +111,7 @@ func (c *Controller) ListReceipts(ctx context.Context, q ReceiptQuery) ([]*keyri
 	}
 	targets := targetsCalled(v, q.Target)
 	var out []*keyring.Receipt
-	for _, e := range slices.Backward(entries) { // ids sort by time
-		if len(out) == q.Limit {
-			break
-		}
+	for _, e := range entries {
 		r, err := receiptOf(e)
 		if err != nil {
 			c.Logger.Error("receipt not understood", "error", err)
@@ -123,7 +121,8 @@ func (c *Controller) ListReceipts(ctx context.Context, q ReceiptQuery) ([]*keyri
 			out = append(out, r)
 		}
 	}
-	return out, nil
+	slices.SortFunc(out, func(a, b *keyring.Receipt) int { return cmp.Or(b.At.Compare(a.At), b.Revision.Compare(a.Revision)) })
+	return out[:min(len(out), q.Limit)], nil
 }
 
 // targetsCalled is what a person may mean: the text itself, and the ids of keys, nodes and administrators of that name.
