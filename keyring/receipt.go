@@ -157,7 +157,7 @@ type ReceiptFacts struct {
 // For its first 15 s a leader cannot tell a silent node from one that has not reached it yet, so that all count as live; and where
 // no live node has the change nothing is complete.
 func AdvanceReceipt(r Receipt, f ReceiptFacts) (next Receipt, moved bool) {
-	if r.More || r.Revision.IsZero() || r.State == ReceiptEverywhere {
+	if r.More || r.Revision.IsZero() || (r.State != ReceiptOpen && r.State != ReceiptLive) {
 		return r, false
 	}
 	next = r

@@ -83,6 +83,7 @@ func TestReceiptsMoveAsNodesReport(t *testing.T) {
 		"open, and the other is revoked":            {state: "open", facts: facts{"a": has, "b": gone("revoked")}, want: "everywhere", acks: "a", gone: "revoked"},
 		"an earlier leader heard it":                {state: "live", acked: true, facts: facts{"a": has, "b": never}, want: "everywhere", acks: "a b"},
 		"its disk was set back since":               {state: "live", acked: true, facts: facts{"a": has, "b": lags}, want: "live", acks: "b"},
+		"a state that a newer version knows":        {state: "later", facts: facts{"a": has, "b": has}, want: "later"},
 		"everywhere stays":                          {state: "everywhere", acked: true, facts: facts{"a": lags, "b": lags}, want: "everywhere", acks: "b"},
 	} {
 		t.Run(name, func(t *testing.T) {
