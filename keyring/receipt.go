@@ -71,7 +71,7 @@ func NewReceiptID(now time.Time, random io.Reader) (string, error) {
 func ValidReceiptID(id string) error {
 	text, ok := strings.CutPrefix(id, "r-")
 	raw, err := receiptEncoding.DecodeString(strings.ToUpper(text))
-	if !ok || err != nil || len(raw) != 12 || text != strings.ToLower(text) {
+	if !ok || err != nil || len(text) != 20 || len(raw) != 12 || text != strings.ToLower(text) {
 		return fault.New(fault.Invalid, "receipt %.40q: want r- and 20 characters of 0-9 and a-v", id)
 	}
 	return nil
@@ -167,11 +167,9 @@ func AdvanceReceipt(r Receipt, f ReceiptFacts) (next Receipt, moved bool) {
 		}
 		next.State, next.LiveAt = ReceiptLive, latest(f.Now, r.At)
 	}
-	every := true
-	for _, n := range r.Nodes {
-		if every = every && n.Settled(r.Revision, f); !every && r.State != ReceiptOpen {
-			return r, false // nothing to write yet: most nodes need not be looked at
-		}
+	every := AwaitedBy(r, f) == ""
+	if !every && r.State != ReceiptOpen {
+		return r, false
 	}
 	next.Nodes = slices.Clone(r.Nodes)
 	for i := range next.Nodes {
@@ -181,6 +179,16 @@ func AdvanceReceipt(r Receipt, f ReceiptFacts) (next Receipt, moved bool) {
 		next.State, next.EveryAt = ReceiptEverywhere, latest(f.Now, next.LiveAt)
 	}
 	return next, true
+}
+
+// AwaitedBy is the first node that a receipt still waits for; empty if there is none.
+func AwaitedBy(r Receipt, f ReceiptFacts) (node string) {
+	for _, n := range r.Nodes {
+		if !n.Settled(r.Revision, f) {
+			return n.ID
+		}
+	}
+	return ""
 }
 
 // liveHave reports whether every live node serves by the revision, and one does.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/revision"
@@ -221,4 +222,75 @@ func TestReceiptsArePruned(t *testing.T) {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
+}
+
+// Whatever nodes report, fall silent, leave and are set back, in whatever order and under whichever leaders: a receipt never goes back,
+// and says everywhere only when each node that had to know had reported the change or may serve no more.
+func TestWhateverBecomesOfAReceipt(t *testing.T) {
+	t.Parallel()
+	order := []keyring.ReceiptState{keyring.ReceiptOpen, keyring.ReceiptLive, keyring.ReceiptEverywhere}
+	rapid.Check(t, func(rt *rapid.T) {
+		at, since := now, now.Add(-time.Hour)
+		ids := []string{"a", "b", "c"}
+		r, err := keyring.NewReceipt("r-1", keyring.Act{}, nodesOf("a b c"), now)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		r.Revision = receiptAt
+		facts, reported := map[string]keyring.NodeFact{}, map[string]bool{}
+		for _, id := range ids {
+			facts[id] = keyring.NodeFact{State: keyring.NodeActive}
+		}
+		pick := func() string { return rapid.SampledFrom(ids).Draw(rt, "node") }
+		rt.Repeat(map[string]func(*rapid.T){
+			"report": func(rt *rapid.T) {
+				id, f := pick(), keyring.NodeFact{State: keyring.NodeActive, HeardAt: at, Served: rev(rapid.Uint64Range(9, 11).Draw(rt, "index"))}
+				if facts[id].State == keyring.NodeActive {
+					f.Reached = []keyring.Reach{{Revision: f.Served, At: at}}
+					facts[id] = f
+					reported[id] = reported[id] || !f.Served.Before(receiptAt)
+				}
+			},
+			"leave":   func(*rapid.T) { id := pick(); facts[id] = keyring.NodeFact{State: keyring.NodeDeparted, Since: at} },
+			"silence": func(rt *rapid.T) { at = at.Add(time.Duration(rapid.IntRange(1, 40).Draw(rt, "seconds")) * time.Second) },
+			"another leader": func(*rapid.T) {
+				since = at
+				for id, f := range facts {
+					facts[id] = keyring.NodeFact{State: f.State, Since: f.Since}
+				}
+			},
+			"": func(rt *rapid.T) {
+				next, moved := keyring.AdvanceReceipt(r, keyring.ReceiptFacts{Now: at, ListeningSince: since, Nodes: facts})
+				if slices.Index(order, next.State) < slices.Index(order, r.State) || moved != (next.State != r.State) {
+					rt.Fatalf("from %s to %s, moved %v", r.State, next.State, moved)
+				}
+				if r = next; !moved || r.State != keyring.ReceiptEverywhere {
+					return
+				}
+				for _, n := range r.Nodes {
+					if !n.AckAt.IsZero() != reported[n.ID] && n.Gone == "" {
+						rt.Fatalf("%s: %+v, reported %v", n.ID, n, reported[n.ID])
+					}
+					if n.AckAt.IsZero() && n.Gone == "" {
+						rt.Fatalf("%s neither has it nor is gone: %+v", n.ID, n)
+					}
+				}
+			},
+		})
+	})
+}
+
+func FuzzReceiptID(f *testing.F) {
+	f.Add("r-06h15s75f3eg6sh30q4g")
+	f.Add("r-../admin/x")
+	f.Add("r-06H15S75F3EG6SH30Q4G")
+	f.Add("r-06h15s75f3eg6sh30q4g\n") // base32 leaves newlines out
+	f.Fuzz(func(t *testing.T, id string) {
+		if keyring.ValidReceiptID(id) != nil {
+			return
+		}
+		if len(id) != 22 || strings.Trim(id[2:], "0123456789abcdefghijklmnopqrstuv") != "" {
+			t.Fatalf("%q is no id", id)
+		}
+	})
 }

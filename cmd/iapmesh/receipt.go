@@ -145,11 +145,6 @@ func (f *fate) lines(now time.Time) []string {
 	return out
 }
 
-// followReceipt is awaitReceipt for a revision of which no receipt is kept.
-func (c *cli) followReceipt(ctx context.Context, at *iapmeshv1.Revision) (*iapmeshv1.Receipt, error) {
-	return c.awaitReceipt(ctx, &iapmeshv1.Receipt{Revision: at}, waitLive)
-}
-
 // awaitReceipt shows region by region how a change arrives, until every node that is waited for has it, time is over or ctx ends.
 func (c *cli) awaitReceipt(ctx context.Context, r *iapmeshv1.Receipt, wait waitFor) (*iapmeshv1.Receipt, error) {
 	if wait == waitNot || r == nil {

@@ -76,8 +76,9 @@ type Controller struct {
 
 	commits        commits // what was committed lately, and under which receipt
 	metrics        *metrics
-	receiptsPruned time.Time  // leader's loop only
-	prunedIn       store.Term // leader's loop only
+	awaited        map[string]string // receipt → a node that it waits for; leader's loop only
+	receiptsPruned time.Time         // leader's loop only
+	prunedIn       store.Term        // leader's loop only
 }
 
 // New makes a Controller.
@@ -94,7 +95,7 @@ func New(cfg Config) *Controller {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	c := &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}}
+	c := &Controller{Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}, awaited: map[string]string{}}
 	c.metrics = newMetrics(c)
 	return c
 }

@@ -177,12 +177,25 @@ func (c *Controller) receiptFacts(v *state.View, now time.Time) keyring.ReceiptF
 	_, since := c.Leading()
 	f := keyring.ReceiptFacts{Now: now, ListeningSince: since, Nodes: make(map[string]keyring.NodeFact, len(v.Keyring.Nodes))}
 	for id, n := range v.Keyring.Nodes {
-		report, _ := c.Reports.Get(id)
-		f.Nodes[id] = keyring.NodeFact{
-			State: n.State, Since: n.StateSince, HeardAt: report.At, Served: state.RevisionOf(report.GetRevision()), Reached: report.reached,
-		}
+		f.Nodes[id] = c.nodeFact(n)
 	}
 	return f
+}
+
+func (c *Controller) nodeFact(n *keyring.Node) keyring.NodeFact {
+	report, _ := c.Reports.Get(n.ID)
+	return keyring.NodeFact{State: n.State, Since: n.StateSince, HeardAt: report.At, Served: state.RevisionOf(report.GetRevision()), Reached: report.reached}
+}
+
+// stillAwaits reports whether a receipt that every live node has waits for the node that it waited for when it was last looked at. A
+// region that stays away keeps receipts open for days, and each report of any node is a reason to look: so most are left after one node.
+func (c *Controller) stillAwaits(r *keyring.Receipt, v *state.View) bool {
+	i := slices.IndexFunc(r.Nodes, func(n keyring.ReceiptNode) bool { return n.ID == c.awaited[r.ID] })
+	if r.State != keyring.ReceiptLive || i < 0 {
+		return false
+	}
+	n := v.Keyring.Nodes[r.Nodes[i].ID]
+	return n != nil && !r.Nodes[i].Settled(r.Revision, keyring.ReceiptFacts{Nodes: map[string]keyring.NodeFact{n.ID: c.nodeFact(n)}})
 }
 
 // What one commit of receipts that move may hold: a receipt names every node.
@@ -195,7 +208,14 @@ const (
 // at the same time are written together.
 func (c *Controller) completeReceipts(ctx context.Context, v *state.View) error {
 	var errs []error
-	if len(v.Keyring.Receipts) > 0 {
+	var look []*keyring.Receipt
+	for _, id := range slices.Sorted(maps.Keys(v.Keyring.Receipts)) {
+		if r := v.Keyring.Receipts[id]; !c.stillAwaits(r, v) {
+			look = append(look, r)
+		}
+	}
+	maps.DeleteFunc(c.awaited, func(id, _ string) bool { return v.Keyring.Receipts[id] == nil })
+	if len(look) > 0 {
 		facts := c.receiptFacts(v, c.now())
 		var batch []string
 		nodes := 0
@@ -205,16 +225,16 @@ func (c *Controller) completeReceipts(ctx context.Context, v *state.View) error 
 			}
 			batch, nodes = nil, 0
 		}
-		for _, id := range slices.Sorted(maps.Keys(v.Keyring.Receipts)) {
-			r := v.Keyring.Receipts[id]
-			c.commits.know(r.Revision, c.Now(), id)
+		for _, r := range look {
+			c.commits.know(r.Revision, c.Now(), r.ID)
 			if _, moves := keyring.AdvanceReceipt(*r, facts); !moves {
+				c.awaited[r.ID] = keyring.AwaitedBy(*r, facts)
 				continue
 			}
 			if len(batch) == receiptBatch || nodes+len(r.Nodes) > receiptBatchNodes {
 				flush()
 			}
-			batch, nodes = append(batch, id), nodes+len(r.Nodes)
+			batch, nodes = append(batch, r.ID), nodes+len(r.Nodes)
 		}
 		flush()
 	}
