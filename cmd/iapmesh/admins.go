@@ -34,7 +34,7 @@ into the profile, mode 0600; only a request for its certificate is sent. Whoever
 		},
 	}
 	cmd.Flags().StringVar(&out, "profile-out", "", "`FILE|NAME` of the new profile (required)")
-	wait.flag(cmd.Flags(), "wait until every live node knows the new administrator")
+	wait.flag(cmd, "wait until every live node knows the new administrator")
 	return cmd
 }
 
@@ -136,7 +136,7 @@ himself: if your own profile is lost or stolen, another administrator does it; i
 		},
 	}
 	cmd.Flags().StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
-	wait.flag(cmd.Flags(), "wait until every live node refuses the administrator")
+	wait.flag(cmd, "wait until every live node refuses the administrator")
 	return cmd
 }
 

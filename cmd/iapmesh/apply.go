@@ -51,7 +51,7 @@ nothing is applied.`,
 		},
 	}
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, fileUsage)
-	wait.flag(cmd.Flags(), "wait until every live node has it")
+	wait.flag(cmd, "wait until every live node has it")
 	return cmd
 }
 

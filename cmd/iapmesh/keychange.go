@@ -57,7 +57,7 @@ The successor is made here, and printed once or written to --key-out.`,
 	cmd.Flags().DurationVar(&grace, "grace", time.Hour, "how long the old key goes on to admit nodes")
 	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long nodes may join with the successor (default: as long as with the old key)")
 	cmd.Flags().StringVar(&out, "key-out", "", "write the successor to this new `FILE`, mode 0600, instead of printing it")
-	wait.flag(cmd.Flags(), "then wait until every live node knows both")
+	wait.flag(cmd, "then wait until every live node knows both")
 	return cmd
 }
 
@@ -111,7 +111,7 @@ func newKeyRevokeCommand(c *cli) *cobra.Command {
 	f.StringVar(&cascade, "cascade", "", "`WHAT` becomes of its nodes: keep, quarantine or kill (required)")
 	f.StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
 	f.BoolVar(&req.DryRun, "dry-run", false, "show which nodes it would reach, and change nothing")
-	wait.flag(f, "wait until every live node has it")
+	wait.flag(cmd, "wait until every live node has it")
 	return cmd
 }
 

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
@@ -49,9 +49,9 @@ func (w *waitFor) String() string { return string(*w) }
 func (w *waitFor) Type() string { return "WHOM" }
 
 // flag adds --wait; until says what the command then waits for.
-func (w *waitFor) flag(f *pflag.FlagSet, until string) {
-	f.Var(w, "wait", until+"; `WHOM` is live, or with --wait=all every node, silent ones too. It gives up after --timeout, if given, else 2m")
-	f.Lookup("wait").NoOptDefVal = string(waitLive)
+func (w *waitFor) flag(cmd *cobra.Command, until string) {
+	cmd.Flags().Var(w, "wait", until+"; `WHOM` is live, or with --wait=all every node, silent ones too. It gives up after --timeout, if given, else 2m")
+	cmd.Flags().Lookup("wait").NoOptDefVal = string(waitLive)
 }
 
 // receiptLines says who has a change and who lags.
@@ -140,7 +140,7 @@ func (f *fate) lines(now time.Time) []string {
 		out = append(out, fmt.Sprintf("and %d further routes", f.leftOut))
 	}
 	if f.unknown {
-		out = append(out, "its configuration is older than the last apply: which of its routes stop is not known")
+		out = append(out, "its routes may be from before the last apply: which of them stop is not known")
 	}
 	return out
 }
@@ -263,7 +263,7 @@ func (f *fate) short() string {
 		out = append(out, "goes on by its old view: "+strings.Join(f.goOn, ", "))
 	}
 	if f.unknown {
-		out = append(out, "older configuration: which routes stop is not known")
+		out = append(out, "its routes may be from before the last apply")
 	}
 	return strings.Join(out, "; ")
 }

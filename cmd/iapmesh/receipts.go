@@ -82,7 +82,7 @@ Nodes that left, or were cut off, before they had it are named; nobody waits for
 		Args:    exactArgs("RECEIPT"),
 		RunE:    func(cmd *cobra.Command, args []string) error { return c.showReceipt(cmd.Context(), args[0], wait) },
 	}
-	wait.flag(cmd.Flags(), "first wait until every live node has it")
+	wait.flag(cmd, "first wait until every live node has it")
 	return cmd
 }
 

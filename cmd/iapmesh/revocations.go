@@ -75,6 +75,6 @@ in. Nodes, keys and signing keys are revoked for good.`,
 			})
 		},
 	}
-	wait.flag(cmd.Flags(), "wait until every live node has lifted it")
+	wait.flag(cmd, "wait until every live node has lifted it")
 	return cmd
 }

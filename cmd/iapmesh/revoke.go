@@ -62,7 +62,7 @@ func newRevokeTargetCommand(c *cli, target revokeTarget) *cobra.Command {
 		cmd.Flags().BoolVar(&req.Block, "block", false, "refuse new sign-ins, too, until the revocation is lifted")
 	}
 	cmd.Flags().StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
-	wait.flag(cmd.Flags(), "wait until every live node refuses it")
+	wait.flag(cmd, "wait until every live node refuses it")
 	return cmd
 }
 

@@ -70,7 +70,7 @@ func viewAsOf(n *keyring.Node, committed, heard, leadingSince time.Time) time.Ti
 }
 
 // lagsBehind names the routes that the node decides for: which stop when its view is too old, by when the last of them does, and which go
-// on by the old view. A node whose revision is before the manifest's goes by routes that are not known here.
+// on by the old view. A node that has not been heard to serve by the newest manifest may go by routes that are not known here.
 func lagsBehind(l *iapmeshv1.Laggard, n *keyring.Node, v *state.View, asOf time.Time) {
 	if n == nil || !n.HasRole(keyring.RoleProxy) {
 		return

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -244,15 +247,43 @@ func TestANewLeaderGoesOnWithOpenReceipts(t *testing.T) {
 	acked := r.LiveAt
 	stop()
 
-	w.Controller = control.New(w.Config) // it has heard nobody
+	config, registry := w.Config, prometheus.NewRegistry()
+	config.Registerer = registry
+	w.Controller = control.New(config) // it has heard nobody
 	defer lead(w.Controller)()
+	w.says(w.founder, at)
+	if now := w.Receipt(at, w.view()); now.Complete {
+		t.Errorf("a leader that has just begun to listen says that every live node has it: %+v", now)
+	}
 	w.clock.advance(time.Minute)
+	w.says(w.founder, at)
+	if now := w.Receipt(at, w.view()); !now.Complete || now.Everywhere {
+		t.Errorf("a minute later: %+v", now)
+	}
+	wantMetrics := func(open, oldest, everywhere float64) {
+		t.Helper()
+		families, err := registry.Gather()
+		must(t, err)
+		got := map[string]float64{}
+		for _, f := range families {
+			m := f.GetMetric()[0]
+			got[f.GetName()] = m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+		if diff := cmp.Diff(map[string]float64{
+			"iapmesh_receipts_open": open, "iapmesh_receipts_oldest_open_seconds": oldest, "iapmesh_receipt_everywhere_seconds": everywhere,
+		}, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	wantMetrics(1, 60, 0)
 	if _, now, err := w.GetReceipt(t.Context(), r.ID); err != nil || !now.Complete || len(now.Acknowledged) != 2 || len(now.Lagging) != 1 {
 		t.Errorf("the new leader forgets what is written: %+v, %v", now, err)
 	}
 	w.says(w.founder, w.view().Revision)
 	w.says(late, w.view().Revision) // early stays silent: what it said to the first leader is written
 	w.eventually("completion", func() bool { return w.receipts()[0].State == keyring.ReceiptEverywhere })
+	w.eventually("the record of it", func() bool { return len(w.trail.with(audit.KindRevocation, "state", "everywhere")) == 1 })
+	wantMetrics(0, 0, 1)
 	for _, n := range w.receipts()[0].Nodes {
 		if n.Name == "early" && !n.AckAt.Equal(acked) {
 			t.Errorf("early acknowledged at %v, want %v", n.AckAt, acked)

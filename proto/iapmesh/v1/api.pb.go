@@ -1104,7 +1104,7 @@ type Laggard struct {
 	RoutesThatStop     []string               `protobuf:"bytes,12,rep,name=routes_that_stop,json=routesThatStop,proto3" json:"routes_that_stop,omitempty"`   // at most 20
 	RoutesThatGoOn     []string               `protobuf:"bytes,13,rep,name=routes_that_go_on,json=routesThatGoOn,proto3" json:"routes_that_go_on,omitempty"` // by the old view; at most 20
 	RoutesLeftOut      uint32                 `protobuf:"varint,14,opt,name=routes_left_out,json=routesLeftOut,proto3" json:"routes_left_out,omitempty"`
-	OlderConfiguration bool                   `protobuf:"varint,15,opt,name=older_configuration,json=olderConfiguration,proto3" json:"older_configuration,omitempty"` // the node has routes from before the last apply: which of them stop is not known
+	OlderConfiguration bool                   `protobuf:"varint,15,opt,name=older_configuration,json=olderConfiguration,proto3" json:"older_configuration,omitempty"` // the node may have routes from before the last apply: which of them stop is not known
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
