@@ -134,8 +134,8 @@ type NodeFact struct {
 
 func (f NodeFact) trusted() bool { return (&Node{State: f.State}).Trusted() }
 
-// reached is by when the node was heard to serve by a revision; false: it does not, by its last report.
-func (f NodeFact) reached(at revision.Revision) (time.Time, bool) {
+// ReachedBy is by when the node was heard to serve by a revision; false: it does not, by its last report.
+func (f NodeFact) ReachedBy(at revision.Revision) (time.Time, bool) {
 	if f.HeardAt.IsZero() || f.Served.Before(at) {
 		return time.Time{}, false
 	}
@@ -200,7 +200,7 @@ func liveHave(at revision.Revision, f ReceiptFacts) bool {
 			continue
 		}
 		live := !n.HeardAt.IsZero() && f.Now.Sub(n.HeardAt) <= LiveWithin
-		if _, has := n.reached(at); has {
+		if _, has := n.ReachedBy(at); has {
 			some = some || live
 		} else if live || !canTell {
 			return false
@@ -216,7 +216,7 @@ func (n ReceiptNode) Settled(at revision.Revision, f ReceiptFacts) bool {
 	if !fact.trusted() {
 		return true
 	}
-	if _, has := fact.reached(at); has {
+	if _, has := fact.ReachedBy(at); has {
 		return true
 	}
 	return !n.AckAt.IsZero() && !fact.HeardAt.After(n.AckAt) // a later report of an older view counts: its disk was set back
@@ -224,7 +224,7 @@ func (n ReceiptNode) Settled(at revision.Revision, f ReceiptFacts) bool {
 
 func (n ReceiptNode) settle(at revision.Revision, f ReceiptFacts) ReceiptNode {
 	fact := f.Nodes[n.ID]
-	heard, has := fact.reached(at)
+	heard, has := fact.ReachedBy(at)
 	switch {
 	case has && (n.AckAt.IsZero() || heard.Before(n.AckAt)):
 		n.AckAt = heard

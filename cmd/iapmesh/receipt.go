@@ -118,20 +118,20 @@ func (f *fate) add(l *iapmeshv1.Laggard) {
 	}
 }
 
+// latest is the bound in whole seconds, rounded up: it is a promise.
+func (f *fate) latest() time.Time { return f.by.UTC().Add(time.Second - 1).Truncate(time.Second) }
+
 func (f *fate) lines(now time.Time) []string {
 	var out []string
 	if len(f.stops) > 0 {
-		verb, when := "stops", "in "+spanText(f.by.Sub(now))
+		verb, when := "refuses", "in "+spanText(f.by.Sub(now))
 		if len(f.stops) > 1 {
-			verb = "stop"
+			verb = "refuse"
 		}
 		if !f.by.After(now) {
-			verb, when = "refuses", spanText(now.Sub(f.by))+" ago"
-			if len(f.stops) > 1 {
-				verb = "refuse"
-			}
+			when = spanText(now.Sub(f.by)) + " ago"
 		}
-		out = append(out, fmt.Sprintf("%s %s by %s (%s)", strings.Join(f.stops, ", "), verb, f.by.UTC().Format(time.RFC3339), when))
+		out = append(out, fmt.Sprintf("%s %s from %s on at the latest (%s)", strings.Join(f.stops, ", "), verb, f.latest().Format(time.RFC3339), when))
 	}
 	if len(f.goOn) > 0 {
 		out = append(out, "goes on by its old view: "+strings.Join(f.goOn, ", "))
@@ -257,7 +257,7 @@ func regionLines(r *iapmeshv1.Receipt) []string {
 func (f *fate) short() string {
 	var out []string
 	if len(f.stops) > 0 {
-		out = append(out, fmt.Sprintf("%s refused from %s on at the latest", strings.Join(f.stops, ", "), f.by.UTC().Format(time.TimeOnly+"Z")))
+		out = append(out, fmt.Sprintf("%s refused from %s on at the latest", strings.Join(f.stops, ", "), f.latest().Format(time.TimeOnly+"Z")))
 	}
 	if len(f.goOn) > 0 {
 		out = append(out, "goes on by its old view: "+strings.Join(f.goOn, ", "))

@@ -124,15 +124,18 @@ func receiptTable(t *table, resp *iapmeshv1.GetReceiptResponse) {
 	t.line("everywhere       %s", every)
 	t.line("")
 	t.head("REGION", "NODE", "HAS IT", "AFTER")
-	lagging, heard := map[string]bool{}, map[string]bool{}
+	lagging, heard := map[string]bool{}, map[string]*iapmeshv1.Acknowledgement{}
 	for _, l := range resp.Receipt.GetLagging() {
 		lagging[l.NodeId] = true
 	}
 	for _, a := range resp.Receipt.GetAcknowledged() {
-		heard[a.NodeId] = true
+		heard[a.NodeId] = a
 	}
 	for _, n := range r.Nodes {
 		has, after := cell{text: "yes", style: green}, ""
+		if n.AcknowledgedAt == nil {
+			n.AcknowledgedAt = heard[n.NodeId].GetAt() // heard, and not written yet
+		}
 		switch {
 		case lagging[n.NodeId]:
 			has = cell{text: "lagging", style: red}
@@ -140,7 +143,7 @@ func receiptTable(t *table, resp *iapmeshv1.GetReceiptResponse) {
 			has.text, after = momentText(n.AcknowledgedAt), spanText(max(n.AcknowledgedAt.AsTime().Sub(r.At.AsTime()), 0))
 		case n.GoneAt != nil:
 			has = cell{text: "never: " + enumText(n.Gone, "NODE_STATE_") + " at " + momentText(n.GoneAt), style: dim}
-		case !heard[n.NodeId]:
+		case heard[n.NodeId] == nil:
 			has = cell{text: "no longer asked", style: dim}
 		}
 		t.row(n.Region, n.Name, has, after)

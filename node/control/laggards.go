@@ -30,6 +30,11 @@ func (c *Controller) receiptAt(at revision.Revision, v *state.View, committed ti
 	out.Id = c.ReceiptID(at)
 	now := c.Now()
 	_, since := c.Leading()
+	for _, a := range out.Acknowledged {
+		if heard, ok := c.nodeFact(v.Keyring.Nodes[a.NodeId]).ReachedBy(at); ok {
+			a.At = state.Stamp(heard)
+		}
+	}
 	for _, l := range out.Lagging {
 		report, _ := c.Reports.Get(l.NodeId)
 		if now.Sub(since) < keyring.LiveWithin && report.At.Before(since) {

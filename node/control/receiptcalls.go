@@ -55,7 +55,7 @@ func (c *Controller) receiptNow(r *keyring.Receipt, v *state.View) *iapmeshv1.Re
 	named := map[string]keyring.ReceiptNode{}
 	for _, n := range r.Nodes {
 		if named[n.ID] = n; r.State == keyring.ReceiptEverywhere && !n.AckAt.IsZero() {
-			out.Acknowledged = append(out.Acknowledged, &iapmeshv1.Acknowledgement{NodeId: n.ID, Name: n.Name, Region: n.Region})
+			out.Acknowledged = append(out.Acknowledged, &iapmeshv1.Acknowledgement{NodeId: n.ID, Name: n.Name, Region: n.Region, At: state.Stamp(n.AckAt)})
 		}
 	}
 	if r.State != keyring.ReceiptEverywhere {
@@ -68,7 +68,7 @@ func (c *Controller) receiptNow(r *keyring.Receipt, v *state.View) *iapmeshv1.Re
 		out.Lagging = slices.DeleteFunc(out.Lagging, func(l *iapmeshv1.Laggard) bool {
 			n, ok := named[l.NodeId]
 			if ok = ok && n.Settled(r.Revision, facts); ok {
-				out.Acknowledged = append(out.Acknowledged, &iapmeshv1.Acknowledgement{NodeId: n.ID, Name: n.Name, Region: n.Region})
+				out.Acknowledged = append(out.Acknowledged, &iapmeshv1.Acknowledgement{NodeId: n.ID, Name: n.Name, Region: n.Region, At: state.Stamp(n.AckAt)})
 			}
 			return ok
 		})

@@ -1034,6 +1034,7 @@ type Acknowledgement struct {
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=at,proto3" json:"at,omitempty"` // by when the leader had heard it; unset: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1087,6 +1088,13 @@ func (x *Acknowledgement) GetRegion() string {
 		return x.Region
 	}
 	return ""
+}
+
+func (x *Acknowledgement) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
 }
 
 type Laggard struct {
@@ -3501,11 +3509,13 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\"N\n" +
 	"\x14ListReceiptsResponse\x126\n" +
-	"\breceipts\x18\x01 \x03(\v2\x1a.iapmesh.v1.ReceiptSummaryR\breceipts\"V\n" +
+	"\breceipts\x18\x01 \x03(\v2\x1a.iapmesh.v1.ReceiptSummaryR\breceipts\"\x82\x01\n" +
 	"\x0fAcknowledgement\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06region\x18\x03 \x01(\tR\x06region\"\xdc\x03\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12*\n" +
+	"\x02at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xdc\x03\n" +
 	"\aLaggard\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3822,111 +3832,112 @@ var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	12, // 17: iapmesh.v1.GetReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
 	64, // 18: iapmesh.v1.ListReceiptsRequest.since:type_name -> google.protobuf.Timestamp
 	69, // 19: iapmesh.v1.ListReceiptsResponse.receipts:type_name -> iapmesh.v1.ReceiptSummary
-	63, // 20: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
-	64, // 21: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
-	64, // 22: iapmesh.v1.Laggard.as_of:type_name -> google.protobuf.Timestamp
-	64, // 23: iapmesh.v1.Laggard.stops_by:type_name -> google.protobuf.Timestamp
-	67, // 24: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
-	64, // 25: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
-	62, // 26: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
-	70, // 27: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 28: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	70, // 29: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
-	70, // 30: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	65, // 31: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
-	62, // 32: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
-	62, // 33: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	70, // 34: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	70, // 35: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 36: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	71, // 37: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
-	70, // 38: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	65, // 39: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
-	12, // 40: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	31, // 41: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	72, // 42: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
-	12, // 43: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	63, // 44: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	73, // 45: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
-	12, // 46: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	74, // 47: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	60, // 48: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
-	36, // 49: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
-	12, // 50: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	74, // 51: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	61, // 52: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	75, // 53: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
-	12, // 54: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
-	12, // 55: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
-	0,  // 56: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
-	12, // 57: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
-	47, // 58: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	76, // 59: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	63, // 60: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	77, // 61: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
-	12, // 62: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	78, // 63: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	63, // 64: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	78, // 65: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 66: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	78, // 67: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
-	78, // 68: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 69: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	1,  // 70: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,  // 71: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,  // 72: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10, // 73: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	13, // 74: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
-	15, // 75: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
-	19, // 76: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	21, // 77: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	23, // 78: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	25, // 79: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	27, // 80: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	29, // 81: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	32, // 82: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	34, // 83: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	37, // 84: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	39, // 85: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	41, // 86: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	43, // 87: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	45, // 88: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	48, // 89: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	50, // 90: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	52, // 91: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	54, // 92: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
-	56, // 93: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
-	58, // 94: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
-	2,  // 95: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,  // 96: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,  // 97: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11, // 98: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	14, // 99: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
-	16, // 100: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
-	20, // 101: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	22, // 102: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	24, // 103: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	26, // 104: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	28, // 105: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	30, // 106: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	33, // 107: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	35, // 108: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	38, // 109: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	40, // 110: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	42, // 111: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	44, // 112: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	46, // 113: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	49, // 114: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	51, // 115: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	53, // 116: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	55, // 117: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
-	57, // 118: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
-	59, // 119: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
-	95, // [95:120] is the sub-list for method output_type
-	70, // [70:95] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	64, // 20: iapmesh.v1.Acknowledgement.at:type_name -> google.protobuf.Timestamp
+	63, // 21: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
+	64, // 22: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
+	64, // 23: iapmesh.v1.Laggard.as_of:type_name -> google.protobuf.Timestamp
+	64, // 24: iapmesh.v1.Laggard.stops_by:type_name -> google.protobuf.Timestamp
+	67, // 25: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
+	64, // 26: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
+	62, // 27: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
+	70, // 28: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12, // 29: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	70, // 30: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
+	70, // 31: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	65, // 32: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
+	62, // 33: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	62, // 34: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	70, // 35: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	70, // 36: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
+	12, // 37: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	71, // 38: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
+	70, // 39: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	65, // 40: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
+	12, // 41: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	31, // 42: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
+	72, // 43: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	12, // 44: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
+	63, // 45: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	73, // 46: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	12, // 47: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
+	74, // 48: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	60, // 49: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	36, // 50: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
+	12, // 51: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	74, // 52: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	61, // 53: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	75, // 54: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	12, // 55: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
+	12, // 56: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
+	0,  // 57: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
+	12, // 58: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
+	47, // 59: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
+	76, // 60: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	63, // 61: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	77, // 62: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	12, // 63: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	78, // 64: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	63, // 65: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	78, // 66: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 67: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	78, // 68: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	78, // 69: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 70: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,  // 71: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,  // 72: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,  // 73: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10, // 74: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	13, // 75: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
+	15, // 76: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
+	19, // 77: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	21, // 78: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	23, // 79: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	25, // 80: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	27, // 81: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	29, // 82: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	32, // 83: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	34, // 84: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	37, // 85: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	39, // 86: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	41, // 87: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	43, // 88: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	45, // 89: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	48, // 90: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	50, // 91: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	52, // 92: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	54, // 93: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	56, // 94: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	58, // 95: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,  // 96: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,  // 97: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,  // 98: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11, // 99: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	14, // 100: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
+	16, // 101: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
+	20, // 102: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	22, // 103: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	24, // 104: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	26, // 105: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	28, // 106: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	30, // 107: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	33, // 108: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	35, // 109: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	38, // 110: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	40, // 111: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	42, // 112: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	44, // 113: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	46, // 114: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	49, // 115: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	51, // 116: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	53, // 117: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	55, // 118: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	57, // 119: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	59, // 120: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	96, // [96:121] is the sub-list for method output_type
+	71, // [71:96] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }
