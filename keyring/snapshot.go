@@ -20,6 +20,7 @@ type Contents struct {
 	Audiences   map[string]*Audience
 	Secrets     map[string]*Secret // by audience + "/" + name
 	GossipRing  GossipRing
+	Receipts    map[string]*Receipt // by id; only those that are not complete everywhere
 }
 
 // Snapshot is one immutable, indexed state. Everything that it returns is shared: read, never change.

@@ -77,7 +77,8 @@ func (a *assembly) newFollowServer() (*replica.Server, error) {
 	})
 }
 
-// scope says which keys a node may hold: everything but the audiences that it is no member of, and their secrets.
+// scope says which keys a node may hold: everything but the audiences that it is no member of, their secrets, and the receipts,
+// which only a leader reads.
 func (a *assembly) scope(ctx context.Context, node string, at store.Revision) (version string, admit func(key string) bool, err error) {
 	v, err := a.source.WaitRevision(ctx, at)
 	if err != nil {
@@ -91,6 +92,9 @@ func (a *assembly) scope(ctx context.Context, node string, at store.Revision) (v
 	}
 	slices.Sort(names)
 	return strings.Join(names, "\n"), func(key string) bool {
+		if strings.HasPrefix(key, state.PrefixReceipt) {
+			return false
+		}
 		if name, ok := strings.CutPrefix(key, state.PrefixAudience); ok {
 			return slices.Contains(names, name)
 		}

@@ -19,7 +19,7 @@ import (
 
 func newAdminIssueCommand(c *cli) *cobra.Command {
 	var out string
-	wait := false
+	wait := waitNot
 	cmd := &cobra.Command{
 		Use: "issue NAME", Short: "Make another administrator, and write the profile",
 		Long: `Make another administrator, who may do all that you may, for 90 days unless renewed. The key is made on this machine and goes
@@ -34,11 +34,11 @@ into the profile, mode 0600; only a request for its certificate is sent. Whoever
 		},
 	}
 	cmd.Flags().StringVar(&out, "profile-out", "", "`FILE|NAME` of the new profile (required)")
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node knows the new administrator")
+	wait.flag(cmd, "wait until every live node knows the new administrator")
 	return cmd
 }
 
-func (c *cli) issueAdmin(ctx context.Context, name, out string, wait bool) error {
+func (c *cli) issueAdmin(ctx context.Context, name, out string, wait waitFor) error {
 	own, err := c.load()
 	if err != nil {
 		return err
@@ -69,10 +69,8 @@ func (c *cli) issueAdmin(ctx context.Context, name, out string, wait bool) error
 	if _, err := made.Save(path); err != nil {
 		return hint(err, "The new administrator's key is lost. Take the record back, make room for the profile, and repeat: iapmesh admin revoke %s", name)
 	}
-	if wait {
-		if resp.Receipt, err = c.followReceipt(ctx, resp.Receipt.GetRevision()); err != nil {
-			return err
-		}
+	if resp.Receipt, err = c.awaitReceipt(ctx, resp.Receipt, wait); err != nil {
+		return err
 	}
 	return c.print(resp, func(t *table) {
 		t.line("administrator %s (%s): certificate until %s, in %s", name, resp.Admin.GetId(), credential.Leaf.NotAfter.UTC().Format(time.RFC3339), path)
@@ -125,7 +123,7 @@ func adminStateCell(a *iapmeshv1.Admin, now time.Time) cell {
 
 func newAdminRevokeCommand(c *cli) *cobra.Command {
 	req := &iapmeshv1.RevokeAdminRequest{}
-	wait := false
+	wait := waitNot
 	cmd := &cobra.Command{
 		Use: "revoke NAME|ID", Short: "Refuse an administrator from now on, for good",
 		Long: `Refuse an administrator from now on, for good: open connections end, too. The name may be given to another. Nobody revokes
@@ -138,11 +136,11 @@ himself: if your own profile is lost or stolen, another administrator does it; i
 		},
 	}
 	cmd.Flags().StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node refuses the administrator")
+	wait.flag(cmd, "wait until every live node refuses the administrator")
 	return cmd
 }
 
-func (c *cli) revokeAdmin(ctx context.Context, req *iapmeshv1.RevokeAdminRequest, wait bool) error {
+func (c *cli) revokeAdmin(ctx context.Context, req *iapmeshv1.RevokeAdminRequest, wait waitFor) error {
 	resp, err := unary(ctx, c, iapmeshv1.NewAdminServiceClient, iapmeshv1.AdminServiceClient.RevokeAdmin, req)
 	if fault.Is(err, fault.NotFound) {
 		return hint(err, "iapmesh admin list shows who there is.")
@@ -150,10 +148,8 @@ func (c *cli) revokeAdmin(ctx context.Context, req *iapmeshv1.RevokeAdminRequest
 	if err != nil {
 		return err
 	}
-	if wait {
-		if resp.Receipt, err = c.followReceipt(ctx, resp.Receipt.GetRevision()); err != nil {
-			return err
-		}
+	if resp.Receipt, err = c.awaitReceipt(ctx, resp.Receipt, wait); err != nil {
+		return err
 	}
 	return c.print(resp, func(t *table) {
 		t.line("revoked administrator %s (%s)", resp.Admin.GetName(), resp.Admin.GetId())

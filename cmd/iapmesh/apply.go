@@ -25,7 +25,7 @@ const fileUsage = "`FILE` or directory of mesh.yaml documents, - for standard in
 
 func newApplyCommand(c *cli) *cobra.Command {
 	var files []string
-	wait := false
+	wait := waitNot
 	cmd := &cobra.Command{
 		Use: "apply -f FILE", Short: "Make resources part of the configuration: all or nothing",
 		Long: `Make the resources of files part of the configuration: all or nothing. What the files do not name stays as it is.
@@ -41,10 +41,8 @@ nothing is applied.`,
 			if err != nil {
 				return err
 			}
-			if wait {
-				if resp.Receipt, err = c.followReceipt(cmd.Context(), resp.Receipt.GetRevision()); err != nil {
-					return err
-				}
+			if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, wait); err != nil {
+				return err
 			}
 			return c.printChanges(resp, func(t *table) {
 				changeRows(t, resp.Changes)
@@ -53,7 +51,7 @@ nothing is applied.`,
 		},
 	}
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, fileUsage)
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node has it")
+	wait.flag(cmd, "wait until every live node has it")
 	return cmd
 }
 

@@ -43,7 +43,7 @@ member. Control nodes are members of all. A key is replaced when a member goes, 
 }
 
 func newAudienceRotateCommand(c *cli) *cobra.Command {
-	wait := false
+	wait := waitNot
 	cmd := &cobra.Command{
 		Use: "rotate NAME", Short: "Give an audience a new key, and encrypt its secrets again",
 		Long: `Give an audience a new key for the members that it has, and encrypt its secrets again. What the secrets hold stays as it is: a client
@@ -58,10 +58,8 @@ secret, a signing key or a gossip key is replaced by a command of its own.`,
 			if err != nil {
 				return err
 			}
-			if wait {
-				if resp.Receipt, err = c.followReceipt(cmd.Context(), resp.Receipt.GetRevision()); err != nil {
-					return err
-				}
+			if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, wait); err != nil {
+				return err
 			}
 			return c.print(resp, func(t *table) {
 				t.line("audience %s: key version %d for %d members", resp.Audience.GetName(), resp.Audience.GetVersion(), len(resp.Audience.GetMembers()))
@@ -69,6 +67,6 @@ secret, a signing key or a gossip key is replaced by a command of its own.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node has the new key")
+	wait.flag(cmd, "wait until every live node has the new key")
 	return cmd
 }

@@ -39,6 +39,7 @@ func (c *cli) handOver(secret keyring.ProvisioningSecret, file *secretFile, m pr
 func newKeyRotateCommand(c *cli) *cobra.Command {
 	var grace, ttl time.Duration
 	var out, public string
+	wait := waitNot
 	cmd := &cobra.Command{
 		Use: "rotate KEY", Short: "Give a key a successor, and retire it after a grace",
 		Long: `Give a key a successor with the same scope. Both serve until the grace ends; nodes of the old one bind to it by themselves.
@@ -53,20 +54,21 @@ Where a key takes a second administrator (control_key_approval), its successor d
 				req.Ttl = durationpb.New(ttl)
 			}
 			if public != "" {
-				return c.rotateToPublicKey(cmd, req, public)
+				return c.rotateToPublicKey(cmd, req, public, wait)
 			}
-			return c.rotateKey(cmd.Context(), req, out)
+			return c.rotateKey(cmd.Context(), req, out, wait)
 		},
 	}
 	cmd.Flags().DurationVar(&grace, "grace", time.Hour, "how long the old key goes on to admit nodes")
 	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long nodes may join with the successor (default: as long as with the old key)")
 	cmd.Flags().StringVar(&public, "public-key", "", "the successor's public half, `HEX|@FILE`, of a key that iapmesh key generate made; @- for standard input")
 	cmd.Flags().StringVar(&out, "key-out", "", "write the successor to this new `FILE`, mode 0600, instead of printing it")
+	wait.flag(cmd, "then wait until every live node knows both")
 	return cmd
 }
 
 // rotateToPublicKey gives a key a successor that was made elsewhere.
-func (c *cli) rotateToPublicKey(cmd *cobra.Command, req *iapmeshv1.RotateKeyRequest, public string) error {
+func (c *cli) rotateToPublicKey(cmd *cobra.Command, req *iapmeshv1.RotateKeyRequest, public string, wait waitFor) error {
 	if cmd.Flags().Changed("key-out") {
 		return usagef("--key-out goes not with --public-key: the key stays where it was made")
 	}
@@ -78,6 +80,9 @@ func (c *cli) rotateToPublicKey(cmd *cobra.Command, req *iapmeshv1.RotateKeyRequ
 	if err != nil {
 		return unknownKey(err)
 	}
+	if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, wait); err != nil {
+		return err
+	}
 	return c.print(resp, func(t *table) { rotatedLines(t, resp) })
 }
 
@@ -88,9 +93,10 @@ func rotatedLines(t *table, resp *iapmeshv1.RotateKeyResponse) {
 		t.line("%s", retiringLine(resp.Predecessor))
 	}
 	t.line("successor %s", keyLine(resp.Successor))
+	receiptLines(t, resp.Receipt)
 }
 
-func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, out string) error {
+func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, out string, wait waitFor) error {
 	secret, file, err := c.newKey(out)
 	if err != nil {
 		return err
@@ -100,12 +106,16 @@ func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, ou
 	if err != nil {
 		return c.keyRefused(file, secret, err)
 	}
-	return c.handOver(secret, file, resp, func(t *table) { rotatedLines(t, resp) })
+	err = c.handOver(secret, file, resp, func(t *table) { rotatedLines(t, resp) })
+	if err == nil { // not before the key is in safe hands: a wait may be interrupted
+		_, err = c.awaitReceipt(ctx, resp.Receipt, wait)
+	}
+	return err
 }
 
 func newKeyRevokeCommand(c *cli) *cobra.Command {
 	req := &iapmeshv1.RevokeKeyRequest{}
-	cascade, wait := "", false
+	cascade, wait := "", waitNot
 	var hand keyInHand
 	cmd := &cobra.Command{
 		Use: "revoke KEY | revoke --with-key-file FILE", Short: "Revoke a key, for good, and by its cascade the nodes under it",
@@ -150,19 +160,17 @@ not be. --with-key-file proves it; no profile is needed where --address names a 
 	f.StringVar(&hand.file, "with-key-file", "", "revoke the key in this `FILE`, mode 0600, by proof of holding it; - for standard input")
 	f.StringSliceVar(&hand.addresses, "address", nil, "with --with-key-file: `HOST:PORT` of nodes of its mesh (default: the profile's control nodes)")
 	f.BoolVar(&req.DryRun, "dry-run", false, "show which nodes it would reach, and change nothing")
-	f.BoolVar(&wait, "wait", false, "wait until every live node has it")
+	wait.flag(cmd, "wait until every live node has it")
 	return cmd
 }
 
-func (c *cli) revokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest, wait bool) error {
+func (c *cli) revokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest, wait waitFor) error {
 	resp, err := unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.RevokeKey, req)
 	if err != nil {
 		return err
 	}
-	if wait && resp.Receipt != nil {
-		if resp.Receipt, err = c.followReceipt(ctx, resp.Receipt.Revision); err != nil {
-			return err
-		}
+	if resp.Receipt, err = c.awaitReceipt(ctx, resp.Receipt, wait); err != nil {
+		return err
 	}
 	return c.print(resp, func(t *table) {
 		verb := "revoked"

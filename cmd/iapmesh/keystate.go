@@ -12,7 +12,7 @@ import (
 
 func newKeySuspendCommand(c *cli) *cobra.Command {
 	req := &iapmeshv1.SuspendKeyRequest{}
-	wait := false
+	wait := waitNot
 	cmd := &cobra.Command{
 		Use: "suspend KEY", Short: "Let nobody join by a key until it is resumed",
 		Long: `Let nobody join by an active key until it is resumed. Nodes that have joined by it go on. Its time runs on meanwhile: one whose
@@ -25,7 +25,7 @@ time is over when it is resumed has expired.`,
 			if err != nil {
 				return unknownKey(err)
 			}
-			if resp.Receipt, err = c.receiptOf(cmd.Context(), resp.Receipt, wait); err != nil {
+			if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, wait); err != nil {
 				return err
 			}
 			return c.print(resp, func(t *table) {
@@ -35,12 +35,12 @@ time is over when it is resumed has expired.`,
 		},
 	}
 	cmd.Flags().StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node has it")
+	wait.flag(cmd, "wait until every live node has it")
 	return cmd
 }
 
 func newKeyResumeCommand(c *cli) *cobra.Command {
-	wait := false
+	wait := waitNot
 	cmd := &cobra.Command{
 		Use: "resume KEY", Short: "Let nodes join by a suspended key again", Example: "  iapmesh key resume us-east-proxies",
 		Args: exactArgs("KEY"),
@@ -49,7 +49,7 @@ func newKeyResumeCommand(c *cli) *cobra.Command {
 			if err != nil {
 				return unknownKey(err)
 			}
-			if resp.Receipt, err = c.receiptOf(cmd.Context(), resp.Receipt, wait); err != nil {
+			if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, wait); err != nil {
 				return err
 			}
 			return c.print(resp, func(t *table) {
@@ -61,12 +61,12 @@ func newKeyResumeCommand(c *cli) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node has it")
+	wait.flag(cmd, "wait until every live node has it")
 	return cmd
 }
 
 func newKeyApproveCommand(c *cli) *cobra.Command {
-	wait := false
+	wait := waitNot
 	cmd := &cobra.Command{
 		Use: "approve KEY", Short: "Approve a key that awaits a second administrator",
 		Long: `Approve a key that another administrator has asked for: until then it admits nobody. Look at it first, with iapmesh key show: what
@@ -84,7 +84,7 @@ Keys that grant control need it where Settings say control_key_approval, others 
 			if err != nil {
 				return unknownKey(err)
 			}
-			if resp.Receipt, err = c.receiptOf(cmd.Context(), resp.Receipt, wait); err != nil {
+			if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, wait); err != nil {
 				return err
 			}
 			return c.print(resp, func(t *table) {
@@ -96,16 +96,8 @@ Keys that grant control need it where Settings say control_key_approval, others 
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node has it")
+	wait.flag(cmd, "wait until every live node has it")
 	return cmd
-}
-
-// receiptOf returns who has a change: as the answer said, or, to wait, once every live node has it.
-func (c *cli) receiptOf(ctx context.Context, r *iapmeshv1.Receipt, wait bool) (*iapmeshv1.Receipt, error) {
-	if !wait || r == nil {
-		return r, nil
-	}
-	return c.followReceipt(ctx, r.Revision)
 }
 
 // unknownKey says where the keys are to be found, where none was.

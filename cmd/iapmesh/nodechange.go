@@ -26,7 +26,7 @@ type nodeAct struct {
 }
 
 func newNodeActCommand(c *cli, act nodeAct) *cobra.Command {
-	reason, wait := "", false
+	reason, wait := "", waitNot
 	cmd := &cobra.Command{
 		Use: act.use, Short: act.short, Long: act.long, Example: act.example, Args: exactArgs("NODE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -37,10 +37,8 @@ func newNodeActCommand(c *cli, act nodeAct) *cobra.Command {
 			if err != nil {
 				return nodeHint(err)
 			}
-			if wait {
-				if *receipt, err = c.followReceipt(cmd.Context(), answer.GetReceipt().GetRevision()); err != nil {
-					return err
-				}
+			if *receipt, err = c.awaitReceipt(cmd.Context(), *receipt, wait); err != nil {
+				return err
 			}
 			return c.print(answer, func(t *table) {
 				act.done(t, answer.GetNode())
@@ -49,7 +47,7 @@ func newNodeActCommand(c *cli, act nodeAct) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` for the record"+act.reasonFor)
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node knows it")
+	wait.flag(cmd, "wait until every live node knows it")
 	return cmd
 }
 

@@ -45,7 +45,8 @@ func kindText(k iapmeshv1.RevocationKind) string {
 }
 
 func newRevocationsLiftCommand(c *cli) *cobra.Command {
-	return &cobra.Command{
+	wait := waitNot
+	cmd := &cobra.Command{
 		Use: "lift KIND VALUE", Short: "Lift the revocation of a session or a user",
 		Long: `Lift the revocation of a session or a user: sessions from before it count again unless they are over, and a blocked user may sign
 in. Nodes, keys and signing keys are revoked for good.`,
@@ -65,10 +66,15 @@ in. Nodes, keys and signing keys are revoked for good.`,
 			if err != nil {
 				return err
 			}
+			if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, wait); err != nil {
+				return err
+			}
 			return c.print(resp, func(t *table) {
 				t.line("lifted the revocation of %s %s", args[0], args[1])
 				receiptLines(t, resp.Receipt)
 			})
 		},
 	}
+	wait.flag(cmd, "wait until every live node has lifted it")
+	return cmd
 }

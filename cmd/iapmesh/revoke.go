@@ -30,7 +30,7 @@ func newRevokeCommand(c *cli) *cobra.Command {
 		}),
 	)
 	cmd.Long = `Refuse a session, a user, a node or a signing key in every region, open streams and tunnels included. The receipt says which nodes
-refuse it now and which lag; --wait shows it arrive.`
+refuse it now and which lag; --wait shows it arrive, and iapmesh receipt show tells later when it was in effect everywhere.`
 	return cmd
 }
 
@@ -44,7 +44,7 @@ type revokeTarget struct {
 
 func newRevokeTargetCommand(c *cli, target revokeTarget) *cobra.Command {
 	req := &iapmeshv1.RevokeRequest{Target: target.target}
-	wait := false
+	wait := waitNot
 	_, argument, _ := strings.Cut(target.use, " ")
 	cmd := &cobra.Command{
 		Use: target.use, Short: target.short, Example: target.example, Args: exactArgs(argument),
@@ -62,7 +62,7 @@ func newRevokeTargetCommand(c *cli, target revokeTarget) *cobra.Command {
 		cmd.Flags().BoolVar(&req.Block, "block", false, "refuse new sign-ins, too, until the revocation is lifted")
 	}
 	cmd.Flags().StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node refuses it")
+	wait.flag(cmd, "wait until every live node refuses it")
 	return cmd
 }
 
@@ -78,15 +78,13 @@ func checkSubject(value string) error {
 	return usagef("%q: want IDP/SUBJECT, such as okta/00u1x2", value)
 }
 
-func (c *cli) revoke(ctx context.Context, req *iapmeshv1.RevokeRequest, wait bool) error {
+func (c *cli) revoke(ctx context.Context, req *iapmeshv1.RevokeRequest, wait waitFor) error {
 	resp, err := unary(ctx, c, iapmeshv1.NewRevocationServiceClient, iapmeshv1.RevocationServiceClient.Revoke, req)
 	if err != nil {
 		return err
 	}
-	if wait {
-		if resp.Receipt, err = c.followReceipt(ctx, resp.Receipt.GetRevision()); err != nil {
-			return err
-		}
+	if resp.Receipt, err = c.awaitReceipt(ctx, resp.Receipt, wait); err != nil {
+		return err
 	}
 	return c.print(resp, func(t *table) {
 		t.line("revoked %s %s", strings.ReplaceAll(enumText(req.Target, "REVOKE_TARGET_"), "-", " "), resp.Resolved)

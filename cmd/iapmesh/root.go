@@ -19,6 +19,7 @@ type cli struct {
 	profileRef string
 	output     string
 	timeout    time.Duration
+	patience   time.Duration // of --wait: --timeout, if it was given; else 0
 
 	profile *profile.Profile // loaded once it is needed
 	client  *profile.Client
@@ -52,6 +53,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		newGossipCommand(c),
 		newRevokeCommand(c),
 		newRevocationsCommand(c),
+		newReceiptCommand(c),
 		newApplyCommand(c),
 		newDiffCommand(c),
 		newGetCommand(c),
@@ -76,7 +78,7 @@ you are and which mesh you mean from a profile: --profile, IAPMESH_PROFILE, or t
 	f.StringVar(&c.profileRef, "profile", "", "profile `FILE|NAME`: which mesh, and as whom (default $IAPMESH_PROFILE, then \"default\")")
 	f.StringVarP(&c.output, "output", "o", "table", "`FORMAT` of the output: table, json or yaml")
 	f.DurationVar(&c.timeout, "timeout", 10*time.Second, "how long to wait for an answer")
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		switch c.output {
 		case "table", "json", "yaml":
 		default:
@@ -84,6 +86,9 @@ you are and which mesh you mean from a profile: --profile, IAPMESH_PROFILE, or t
 		}
 		if c.timeout <= 0 {
 			return usagef("--timeout %v: want a time above zero", c.timeout)
+		}
+		if cmd.Flags().Changed("timeout") {
+			c.patience = c.timeout
 		}
 		return nil
 	}

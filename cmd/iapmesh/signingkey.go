@@ -115,6 +115,9 @@ live node acknowledges that it can verify it, and only then does it sign; nobody
 				return err
 			}
 			if wait {
+				if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, waitLive); err != nil {
+					return err
+				}
 				if err := c.awaitSuccessors(cmd.Context(), resp.Rotating, patience); err != nil {
 					return err
 				}
@@ -125,6 +128,7 @@ live node acknowledges that it can verify it, and only then does it sign; nobody
 					verb = "rotated"
 				}
 				t.line("%s %d signing keys: %s", verb, len(resp.Rotating), strings.Join(resp.Rotating, " "))
+				receiptLines(t, resp.Receipt)
 				if !wait {
 					t.line("iapmesh signing-key list shows how far they are")
 				}

@@ -68,5 +68,5 @@ func (s *Services) view(ctx context.Context) (*state.View, error) {
 
 // receipt says who has a revision now.
 func (s *Services) receipt(c *control.Controller, at revision.Revision) *iapmeshv1.Receipt {
-	return c.Reports.Receipt(at, s.Source.Load())
+	return c.Receipt(at, s.Source.Load())
 }

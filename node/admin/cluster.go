@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/iapmesh/iapmesh/node/control"
 	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -81,7 +82,8 @@ func (s *cluster) WatchReceipt(req *iapmeshv1.WatchReceiptRequest, stream grpc.S
 	if err != nil {
 		return err
 	}
-	return c.WatchReceipt(stream.Context(), state.RevisionOf(req.Revision), func(r *iapmeshv1.Receipt) error {
+	watch := control.ReceiptWatch{Revision: state.RevisionOf(req.Revision), ID: req.Id, Everywhere: req.Everywhere}
+	return c.FollowReceipt(stream.Context(), watch, func(r *iapmeshv1.Receipt) error {
 		return stream.Send(&iapmeshv1.WatchReceiptResponse{Receipt: r})
 	})
 }

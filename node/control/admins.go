@@ -151,13 +151,16 @@ func (c *Controller) RevokeAdmin(ctx context.Context, by, ref, reason string) (*
 			return err
 		}
 		t.put(state.PutAdmin(&admin))
+		t.receipt("admin.revoke", admin.Name+" ("+admin.ID+")", by).Reason = reason
 		return nil
 	})
 	if err != nil {
 		return nil, at, err
 	}
 	if fresh {
-		c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "admin.revoke", "name": admin.Name, "id": admin.ID, "reason": reason, "revision": at.String()})
+		c.record(ctx, audit.KindAdmin, by, map[string]string{
+			"action": "admin.revoke", "name": admin.Name, "id": admin.ID, "reason": reason, "revision": at.String(), "receipt": c.ReceiptID(at),
+		})
 	}
 	return &admin, at, nil
 }

@@ -75,6 +75,12 @@ type Controller struct {
 	steady   map[string]time.Time // control candidate → since when it reports; leader's loop only
 	stopped  map[string]time.Time // session key that verifies only → since when its holder knows; leader's loop only
 	returned *recoveries          // who came back within the hour
+
+	commits        commits // what was committed lately, and under which receipt
+	metrics        *metrics
+	awaited        map[string]string // receipt → a node that it waits for; leader's loop only
+	receiptsPruned time.Time         // leader's loop only
+	prunedIn       store.Term        // leader's loop only
 }
 
 // New makes a Controller.
@@ -91,10 +97,12 @@ func New(cfg Config) *Controller {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	return &Controller{
+	c := &Controller{
 		Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}, stopped: map[string]time.Time{},
-		returned: newRecoveries(cfg.Registerer),
+		awaited: map[string]string{}, returned: newRecoveries(cfg.Registerer),
 	}
+	c.metrics = newMetrics(c)
+	return c
 }
 
 // Run seeks leadership and leads, until ctx ends.

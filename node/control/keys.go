@@ -40,13 +40,14 @@ func (c *Controller) IssueKey(ctx context.Context, by string, req *iapmeshv1.Iss
 			return err
 		}
 		t.put(state.PutKey(&issued))
+		t.receipt("key.issue", issued.ID, by)
 		return nil
 	})
 	if err != nil {
 		return nil, at, err
 	}
 	c.record(ctx, audit.KindAdmin, by, map[string]string{
-		"action": "key.issue", "key": issued.ID, "name": issued.Name, "grants": joined(issued.Grants), "state": string(issued.State),
+		"action": "key.issue", "key": issued.ID, "name": issued.Name, "grants": joined(issued.Grants), "state": string(issued.State), "receipt": c.ReceiptID(at),
 	})
 	return &issued, at, nil
 }
@@ -76,13 +77,16 @@ func (c *Controller) RotateKey(ctx context.Context, by string, req *iapmeshv1.Ro
 		}
 		t.put(state.PutKey(&predecessor))
 		t.put(state.PutKey(&successor))
+		t.receipt("key.rotate", predecessor.ID, by)
 		before, after = &predecessor, &successor
 		return nil
 	})
 	if err != nil {
 		return nil, nil, at, err
 	}
-	c.record(ctx, audit.KindRotation, by, map[string]string{"action": "key.rotate", "key": before.ID, "successor": after.ID, "state": string(after.State)})
+	c.record(ctx, audit.KindRotation, by, map[string]string{
+		"action": "key.rotate", "key": before.ID, "successor": after.ID, "state": string(after.State), "receipt": c.ReceiptID(at),
+	})
 	return before, after, at, nil
 }
 
@@ -122,6 +126,8 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 			if more = len(batch) > cascadeBatch; more {
 				batch = batch[:cascadeBatch]
 			}
+			act := t.receipt("key.revoke", revoked.ID, by)
+			act.Reason, act.More = req.Reason, more
 			t.put(state.PutKey(&revoked))
 			for i := range batch {
 				if _, err := t.node(batch[i].ID); err != nil { // guards what the cascade was decided on
@@ -139,7 +145,7 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 		}
 		if !req.DryRun && (err == nil && !more || err != nil && len(affected) > 0) {
 			c.record(ctx, audit.KindRevocation, by, map[string]string{
-				"action": "key.revoke", "key": revoked.ID, "cascade": string(cascade), "reason": req.Reason, "nodes": strings.Join(nodeIDs(affected), " "),
+				"action": "key.revoke", "key": revoked.ID, "cascade": string(cascade), "reason": req.Reason, "nodes": strings.Join(nodeIDs(affected), " "), "receipt": c.ReceiptID(at),
 			})
 		}
 		switch {

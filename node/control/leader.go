@@ -32,6 +32,7 @@ func (c *Controller) loop(ctx context.Context) error {
 			{"turn audience keys", c.turnAudienceKeys},
 			{"turn the gossip ring", c.turnGossipRing},
 			{"promote control nodes", c.promoteVoters},
+			{"complete receipts", c.completeReceipts},
 		} {
 			v := c.Source.Load()
 			if v == nil || ctx.Err() != nil {

@@ -25,8 +25,12 @@ type Reports struct {
 // Report is one node's last.
 type Report struct {
 	*iapmeshv1.NodeReport
-	At time.Time
+	At      time.Time
+	reached []keyring.Reach // the latest revisions that it was heard to serve by, oldest first; never changed, only replaced or added to
 }
+
+// maxReached bounds how many of them are remembered.
+const maxReached = 64
 
 // NewReports makes an empty table.
 func NewReports(now func() time.Time) *Reports {
@@ -38,11 +42,26 @@ func (r *Reports) Set(node string, report *iapmeshv1.NodeReport) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old, had := r.reports[node]
-	r.reports[node] = Report{report, r.now()}
+	now := r.now()
+	r.reports[node] = Report{report, now, reach(old.reached, keyring.Reach{Revision: state.RevisionOf(report.GetRevision()), At: now})}
 	if !had || state.RevisionOf(old.GetRevision()) != state.RevisionOf(report.GetRevision()) || r.now().Sub(old.At) > keyring.LiveWithin {
 		close(r.changed)
 		r.changed = make(chan struct{})
 	}
+}
+
+// reach adds what was heard. A node whose view went back reaches what is later anew.
+func reach(have []keyring.Reach, heard keyring.Reach) []keyring.Reach {
+	if n := len(have); n > 0 && !have[n-1].Revision.Before(heard.Revision) {
+		if have[n-1].Revision == heard.Revision {
+			return have
+		}
+		return []keyring.Reach{heard}
+	}
+	if len(have) >= 2*maxReached {
+		have = slices.Clone(have[len(have)-maxReached:])
+	}
+	return append(have, heard)
 }
 
 // Get returns a node's last report.

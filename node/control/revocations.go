@@ -22,26 +22,28 @@ func (c *Controller) Revoke(ctx context.Context, by string, req *iapmeshv1.Revok
 	if req.Block && req.Target != iapmeshv1.RevokeTarget_REVOKE_TARGET_USER {
 		return "", at, fault.New(fault.Invalid, "block: only a user's sign-ins can be blocked")
 	}
+	act := keyring.Act{Action: "revoke." + strings.ToLower(strings.TrimPrefix(req.Target.String(), "REVOKE_TARGET_")), Target: req.Value, By: by, Reason: req.Reason}
 	switch req.Target {
 	case iapmeshv1.RevokeTarget_REVOKE_TARGET_SESSION:
 		resolved = req.Value
-		at, err = c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSession, Value: req.Value, Reason: req.Reason, By: by})
+		at, err = c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSession, Value: req.Value, Reason: req.Reason, By: by}, &act)
 	case iapmeshv1.RevokeTarget_REVOKE_TARGET_USER:
 		resolved = req.Value
-		at, err = c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSubject, Value: req.Value, Block: req.Block, Reason: req.Reason, By: by})
+		at, err = c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSubject, Value: req.Value, Block: req.Block, Reason: req.Reason, By: by}, &act)
 	case iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE:
-		resolved, at, err = c.revokeNode(ctx, req.Value, req.Reason)
+		resolved, at, err = c.revokeNode(ctx, act)
 	case iapmeshv1.RevokeTarget_REVOKE_TARGET_SIGNING_KEY:
 		resolved = req.Value
-		at, err = c.revokeSigningKey(ctx, req.Value, req.Reason)
+		at, err = c.revokeSigningKey(ctx, act)
 	default:
 		return "", at, fault.New(fault.Invalid, "target: want session, user, node or signing-key")
 	}
 	if err != nil {
 		return "", at, err
 	}
-	target := strings.ToLower(strings.TrimPrefix(req.Target.String(), "REVOKE_TARGET_"))
-	c.record(ctx, audit.KindRevocation, by, map[string]string{"action": "revoke." + target, "value": resolved, "reason": req.Reason, "block": boolWord(req.Block), "revision": at.String()})
+	c.record(ctx, audit.KindRevocation, by, map[string]string{
+		"action": act.Action, "value": resolved, "reason": req.Reason, "block": boolWord(req.Block), "revision": at.String(), "receipt": c.ReceiptID(at),
+	})
 	return resolved, at, nil
 }
 
@@ -57,14 +59,15 @@ func (c *Controller) EndSession(ctx context.Context, node, session, subject stri
 	if !c.signOuts.allow(node, c.Now()) {
 		return revision.Revision{}, fault.New(fault.Unavailable, "node %s ends too many sessions: try again", node)
 	}
-	at, err := c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSession, Value: session, Reason: "signed out", By: "node/" + node})
+	at, err := c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSession, Value: session, Reason: "signed out", By: "node/" + node}, nil) // users sign out all day: no receipt
 	if err == nil {
 		c.record(ctx, audit.KindRevocation, "node/"+node, map[string]string{"action": "revoke.session", "value": session, "user": subject, "reason": "signed out", "revision": at.String()})
 	}
 	return at, err
 }
 
-func (c *Controller) refuse(ctx context.Context, req keyring.RevocationRequest) (revision.Revision, error) {
+// refuse writes a revocation, and the receipt of the act where there is one.
+func (c *Controller) refuse(ctx context.Context, req keyring.RevocationRequest, act *keyring.Act) (revision.Revision, error) {
 	return c.updateAmongOthers(ctx, "revoke "+string(req.Kind)+" "+req.Value, func(t *tx) error {
 		req.Now = t.Now
 		r, err := keyring.NewRevocation(req)
@@ -78,6 +81,7 @@ func (c *Controller) refuse(ctx context.Context, req keyring.RevocationRequest) 
 		if old != nil {
 			r = keyring.MergeRevocation(*old, r)
 		}
+		t.act = act
 		t.put(state.PutRevocation(&r)) // again, at a later revision, if it stands already: sessions since then are refused, too
 		return nil
 	})
@@ -132,10 +136,11 @@ func (c *Controller) Lift(ctx context.Context, by string, kind keyring.Revocatio
 			return fault.New(fault.NotFound, "no revocation of %s %.80q", kind, value)
 		}
 		t.del(path)
+		t.receipt("revocation.lift", value, by)
 		return nil
 	})
 	if err == nil {
-		c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "revocation.lift", "kind": string(kind), "value": value})
+		c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "revocation.lift", "kind": string(kind), "value": value, "receipt": c.ReceiptID(at)})
 	}
 	return at, err
 }
@@ -161,8 +166,9 @@ func FindNode(v *state.View, ref string) (string, error) {
 	return found, nil
 }
 
-func (c *Controller) revokeNode(ctx context.Context, ref, reason string) (string, revision.Revision, error) {
+func (c *Controller) revokeNode(ctx context.Context, act keyring.Act) (string, revision.Revision, error) {
 	var id string
+	ref := act.Target
 	at, err := c.update(ctx, "revoke node "+ref, func(t *tx) error {
 		var err error
 		if id, err = FindNode(t.View, ref); err != nil {
@@ -178,11 +184,12 @@ func (c *Controller) revokeNode(ctx context.Context, ref, reason string) (string
 		if err := c.keepsQuorum(t, id); err != nil {
 			return err
 		}
-		revoked, err := keyring.RevokeNode(*n, reason, t.Now)
+		revoked, err := keyring.RevokeNode(*n, act.Reason, t.Now)
 		if err != nil {
 			return err
 		}
 		t.put(state.PutNode(&revoked))
+		t.receipt(act.Action, id, act.By).Reason = act.Reason
 		return c.revokeSigningKeysOf(t, id, "node revoked")
 	})
 	return id, at, err
@@ -207,16 +214,18 @@ func (c *Controller) revokeSigningKeysOf(t *tx, nodeID, reason string) error {
 	return nil
 }
 
-func (c *Controller) revokeSigningKey(ctx context.Context, kid, reason string) (revision.Revision, error) {
+func (c *Controller) revokeSigningKey(ctx context.Context, act keyring.Act) (revision.Revision, error) {
+	kid := act.Target
 	return c.update(ctx, "revoke signing key "+kid, func(t *tx) error {
 		k, err := t.signingKey(kid)
 		if err != nil {
 			return err
 		}
-		revoked, err := keyring.RevokeSigningKey(*k, reason, t.Now)
+		revoked, err := keyring.RevokeSigningKey(*k, act.Reason, t.Now)
 		if err != nil {
 			return err
 		}
+		t.act = &act
 		t.put(state.PutSigningKey(&revoked))
 		return nil // its holder, or the leader for an assertion key, sees the slot empty and announces the next
 	})

@@ -63,22 +63,39 @@ func (c *Controller) RotateSigningKeys(ctx context.Context, by string, req *iapm
 		slices.Sort(matching)
 		return nil
 	})
-	for batch := range slices.Chunk(matching, rotateBatch) {
+	last := at
+	for i, batch := range slices.Collect(slices.Chunk(matching, rotateBatch)) {
 		if err != nil {
 			break
 		}
 		var asked []string
 		if at, err = c.update(ctx, "rotate signing keys", func(t *tx) (err error) {
+			t.receipt("signing-key.rotate", rotationTarget(req), by).More = (i+1)*rotateBatch < len(matching)
 			asked, err = t.askToRotate(batch)
 			return err
 		}); err == nil {
-			rotating = append(rotating, asked...)
+			rotating, last = append(rotating, asked...), at
 		}
 	}
 	if len(rotating) > 0 {
-		c.record(ctx, audit.KindRotation, by, map[string]string{"action": "signing-key.rotate", "kids": joined(rotating)})
+		c.record(ctx, audit.KindRotation, by, map[string]string{"action": "signing-key.rotate", "kids": joined(rotating), "receipt": c.ReceiptID(last)})
 	}
 	return rotating, at, err
+}
+
+// rotationTarget says which keys were asked for.
+func rotationTarget(req *iapmeshv1.RotateSigningKeysRequest) string {
+	target := "all"
+	if kind := state.SigningKindOf(req.Kind); kind != "" {
+		target = string(kind)
+	}
+	if req.Node != "" {
+		target += " of " + req.Node
+	}
+	if req.Region != "" {
+		target += " in " + req.Region
+	}
+	return target
 }
 
 // askToRotate asks the keys that still sign for successors.

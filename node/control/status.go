@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -55,30 +54,4 @@ func lag(leader, node revision.Revision) uint64 {
 		return leader.Index
 	}
 	return leader.Index - node.Index
-}
-
-// WatchReceipt calls send with the receipt of a revision, again whenever it changes, until it is complete or ctx ends.
-func (c *Controller) WatchReceipt(ctx context.Context, at revision.Revision, send func(*iapmeshv1.Receipt) error) error {
-	ticker := time.NewTicker(c.Tick)
-	defer ticker.Stop()
-	for {
-		changed := c.Reports.Changed()
-		if _, err := c.mustLead(); err != nil {
-			return err
-		}
-		v, err := c.view()
-		if err != nil {
-			return err
-		}
-		receipt := c.Reports.Receipt(at, v)
-		if err := send(receipt); err != nil || receipt.Complete {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ticker.C: // nodes also stop being live
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 }

@@ -29,6 +29,9 @@ type tx struct {
 	guards  map[string]store.Revision
 	puts    map[string]store.Entry
 	deletes map[string]bool
+
+	act       *keyring.Act // of which the commit leaves a receipt
+	receiptID string       // of that receipt, once it is among the puts
 }
 
 func newTx(ctx context.Context, s store.Reader, v *state.View, now time.Time) *tx {
@@ -70,6 +73,9 @@ func (c *Controller) updateAmongOthers(ctx context.Context, what string, decide 
 			}
 			continue
 		}
+		if err == nil {
+			err = c.putReceipt(t)
+		}
 		if err != nil {
 			return store.Revision{}, fmt.Errorf("%s: %w", what, err)
 		}
@@ -82,6 +88,7 @@ func (c *Controller) updateAmongOthers(ctx context.Context, what string, decide 
 			return view.Revision, nil
 		case err == nil:
 			c.show(ctx, what, at)
+			c.rememberReceipt(at, t.receiptID)
 			return at, nil
 		case fault.Is(err, fault.Conflict):
 			continue
@@ -170,6 +177,10 @@ func latestTime(v *state.View) time.Time {
 	for _, a := range v.Keyring.Admins {
 		see(a.CreatedAt)
 		see(a.RevokedAt)
+	}
+	for _, r := range v.Keyring.Receipts {
+		see(r.At)
+		see(r.LiveAt)
 	}
 	for _, kind := range v.Keyring.Revocations {
 		for _, r := range kind {

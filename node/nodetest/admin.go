@@ -132,6 +132,23 @@ func (m *Mesh) Revoke(s *Session) {
 	m.AwaitReceipt(m.revoke(iapmeshv1.RevokeTarget_REVOKE_TARGET_USER, s.Subject))
 }
 
+// RevokeAtOnce revokes a user, waits for nobody, and returns the receipt as it stood.
+func (m *Mesh) RevokeAtOnce(s *Session) *iapmeshv1.Receipt {
+	m.t.Helper()
+	return m.revoke(iapmeshv1.RevokeTarget_REVOKE_TARGET_USER, s.Subject)
+}
+
+// Receipt returns a receipt that is kept.
+func (m *Mesh) Receipt(id string) *iapmeshv1.GetReceiptResponse {
+	m.t.Helper()
+	var out *iapmeshv1.GetReceiptResponse
+	m.call("get receipt "+id, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) (err error) {
+		out, err = iapmeshv1.NewClusterServiceClient(conn).GetReceipt(ctx, &iapmeshv1.GetReceiptRequest{Id: id}, o...)
+		return err
+	})
+	return out
+}
+
 // RevokeNode revokes a node, and waits until every live node refuses it.
 func (m *Mesh) RevokeNode(name string) {
 	m.AwaitReceipt(m.revoke(iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, name))

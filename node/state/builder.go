@@ -10,6 +10,7 @@ import (
 
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/revision"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/resource"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
@@ -21,6 +22,7 @@ type builder struct {
 	contents    keyring.Contents
 	manifest    *iapmeshv1.Manifest
 	manifestErr error                        // why the manifest is not understood
+	manifestAt  revision.Revision            // when it was last written
 	blobs       map[string]resource.Document // by path
 	config      *resource.Configuration
 	configErr   error // why the newest manifest is not in force
@@ -56,7 +58,7 @@ func (b *builder) apply(c store.Change) (*View, error) {
 	if recompile {
 		b.recompile()
 	}
-	return &View{Revision: c.Revision, Keyring: keyring.NewSnapshot(c.Revision, b.contents), Config: b.config}, b.configErr
+	return &View{Revision: c.Revision, Keyring: keyring.NewSnapshot(c.Revision, b.contents), Config: b.config, ManifestRevision: b.manifestAt}, b.configErr
 }
 
 // recompile puts the manifest in force, or says in configErr why the configuration before it stays.
@@ -121,6 +123,7 @@ func cloneTouched(c keyring.Contents, entries []store.Entry) keyring.Contents {
 	c.Authorities = cloneIf(touched[PrefixAuthority], c.Authorities)
 	c.Audiences = cloneIf(touched[PrefixAudience], c.Audiences)
 	c.Secrets = cloneIf(touched[PrefixSecret], c.Secrets)
+	c.Receipts = cloneIf(touched[PrefixReceipt], c.Receipts)
 	if touched[PrefixRevocation] {
 		revocations := map[keyring.RevocationKind]map[string]*keyring.Revocation{keyring.RevokeSession: {}, keyring.RevokeSubject: {}}
 		for kind, values := range c.Revocations {
@@ -144,7 +147,7 @@ func cloneIf[V any](touched bool, m map[string]V) map[string]V {
 // record applies one entry. What is not understood is left out, which refuses what it would have allowed.
 func (b *builder) record(e store.Entry) error {
 	if e.Key == PathManifest {
-		b.manifest, b.manifestErr = &iapmeshv1.Manifest{}, nil
+		b.manifest, b.manifestErr, b.manifestAt = &iapmeshv1.Manifest{}, nil, e.Revision
 		if !e.Deleted {
 			b.manifestErr = decode(e, b.manifest)
 		}
@@ -173,6 +176,8 @@ func (b *builder) record(e store.Entry) error {
 			(*iapmeshv1.SigningKey).GetKid)
 	case PrefixRevocation:
 		return b.revocation(rest, e)
+	case PrefixReceipt:
+		return b.receipt(rest, e)
 	case PrefixBlob:
 		return b.blob(e)
 	case "meta/":
@@ -229,6 +234,16 @@ func (b *builder) revocation(rest string, e store.Entry) error {
 	r.Kind, r.Value = keyring.RevocationKind(kind), value // what the path says counts: a record in disagreement still refuses
 	values[value] = r
 	return nil
+}
+
+// receipt keeps those that are not complete: the leader waits for them. All others are history, which lies in the store alone.
+func (b *builder) receipt(id string, e store.Entry) error {
+	err := record(b.contents.Receipts, id, e, func(p *iapmeshv1.ReceiptRecord) (*keyring.Receipt, error) { return ReceiptOf(p, e.Revision), nil },
+		(*iapmeshv1.ReceiptRecord).GetId)
+	if r := b.contents.Receipts[id]; r != nil && r.State == keyring.ReceiptEverywhere {
+		delete(b.contents.Receipts, id)
+	}
+	return err
 }
 
 func (b *builder) blob(e store.Entry) error {

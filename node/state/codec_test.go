@@ -132,6 +132,12 @@ func TestNoRecordLosesAField(t *testing.T) {
 	audience := filled[keyring.Audience](t)
 	sameRecord(t, "audience", state.AudienceOf(unmarshal(t, state.PutAudience(audience), &iapmeshv1.Audience{})), audience)
 
+	receipt := filled[keyring.Receipt](t)
+	receipt.State = keyring.ReceiptLive
+	sameRecord(t, "receipt", state.ReceiptOf(unmarshal(t, state.PutReceipt(receipt), &iapmeshv1.ReceiptRecord{}), revision.Revision{}), receipt)
+	receipt.State, receipt.Revision, receipt.CommittedBy = keyring.ReceiptOpen, revision.Revision{Epoch: 2, Index: 9}, time.Time{}
+	sameRecord(t, "open receipt, whose revision is its entry's", state.ReceiptOf(unmarshal(t, state.PutReceipt(receipt), &iapmeshv1.ReceiptRecord{}), receipt.Revision), receipt)
+
 	secret := filled[keyring.Secret](t)
 	sameRecord(t, "secret", state.SecretOf(unmarshal(t, state.PutSecret(secret), &iapmeshv1.Secret{})), secret)
 }

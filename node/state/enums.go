@@ -51,6 +51,10 @@ var (
 		keyring.AuthorityPrepared: iapmeshv1.AuthorityState_AUTHORITY_STATE_PREPARED, keyring.AuthorityActive: iapmeshv1.AuthorityState_AUTHORITY_STATE_ACTIVE,
 		keyring.AuthorityRetired: iapmeshv1.AuthorityState_AUTHORITY_STATE_RETIRED,
 	}
+	receiptStates = table[keyring.ReceiptState, iapmeshv1.ReceiptState]{
+		keyring.ReceiptOpen: iapmeshv1.ReceiptState_RECEIPT_STATE_OPEN, keyring.ReceiptLive: iapmeshv1.ReceiptState_RECEIPT_STATE_LIVE,
+		keyring.ReceiptEverywhere: iapmeshv1.ReceiptState_RECEIPT_STATE_EVERYWHERE,
+	}
 	revocationKinds = table[keyring.RevocationKind, iapmeshv1.RevocationKind]{
 		keyring.RevokeSession: iapmeshv1.RevocationKind_REVOCATION_KIND_SESSION, keyring.RevokeSubject: iapmeshv1.RevocationKind_REVOCATION_KIND_SUBJECT,
 	}

@@ -17,6 +17,7 @@ const (
 	PrefixAudience   = "audience/"
 	PrefixSecret     = "secret/"
 	PrefixBlob       = "blob/"
+	PrefixReceipt    = "receipt/"
 	PathManifest     = "manifest"
 	PathMesh         = "meta/mesh"
 	PathGossipRing   = "meta/gossip-ring"
@@ -47,6 +48,9 @@ func AudiencePath(name string) string { return PrefixAudience + name }
 
 // SecretPath is where a secret lies.
 func SecretPath(audience, name string) string { return PrefixSecret + audience + "/" + name }
+
+// ReceiptPath is where a receipt lies.
+func ReceiptPath(id string) string { return PrefixReceipt + id }
 
 // BlobPath is where a resource of that hash lies.
 func BlobPath(hash [32]byte) string { return PrefixBlob + hex.EncodeToString(hash[:]) }

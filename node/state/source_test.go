@@ -295,6 +295,28 @@ func TestRunEndsWithTheStore(t *testing.T) {
 	}
 }
 
+// Only the receipts that the leader waits for lie in a view; a manifest's revision does, too.
+func TestAViewHoldsOpenReceiptsAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	open := keyring.Receipt{ID: "r-1", State: keyring.ReceiptOpen}
+	done := keyring.Receipt{ID: "r-2", State: keyring.ReceiptEverywhere, Revision: revision.Revision{Epoch: 1, Index: 1}}
+	v := w.send(true, state.PutMesh(mesh), state.PutReceipt(&open), state.PutReceipt(&done), state.PutManifest(&iapmeshv1.Manifest{}))
+	if r := v.Keyring.Receipts["r-1"]; len(v.Keyring.Receipts) != 1 || r == nil || r.Revision != v.Revision || v.ManifestRevision != v.Revision {
+		t.Errorf("receipts %+v, manifest at %s; revision %s", v.Keyring.Receipts, v.ManifestRevision, v.Revision)
+	}
+	before := v
+	open.State, open.Revision = keyring.ReceiptLive, v.Revision
+	v = w.send(false, state.PutReceipt(&open))
+	if r := v.Keyring.Receipts["r-1"]; r == nil || r.Revision != before.Revision || v.ManifestRevision != before.Revision {
+		t.Errorf("written again: %+v, manifest at %s", r, v.ManifestRevision)
+	}
+	open.State = keyring.ReceiptEverywhere
+	if v = w.send(false, state.PutReceipt(&open)); len(v.Keyring.Receipts) != 0 || len(before.Keyring.Receipts) != 1 {
+		t.Errorf("complete: %+v; a view from before has changed: %+v", v.Keyring.Receipts, before.Keyring.Receipts)
+	}
+}
+
 func FuzzBuilder(f *testing.F) {
 	n := state.PutNode(node(1, "eu"))
 	f.Add(n.Key, n.Value, "revocation/subject/okta/ana", []byte{0xff}, true)
@@ -302,8 +324,10 @@ func FuzzBuilder(f *testing.F) {
 	a := state.PutAuthority(authority(f))
 	f.Add(a.Key, a.Value, "meta/mesh", []byte{}, false)
 	f.Add("revocation/session", []byte{}, "manifest/", []byte("x"), false)
-	r := state.PutGossipRing(keyring.NewRing(time.Unix(1_700_000_000, 0)))
-	f.Add(r.Key, r.Value, r.Key, []byte{0xff}, false)
+	ring := state.PutGossipRing(keyring.NewRing(time.Unix(1_700_000_000, 0)))
+	f.Add(ring.Key, ring.Value, ring.Key, []byte{0xff}, false)
+	r := state.PutReceipt(&keyring.Receipt{ID: "r-1", Act: keyring.Act{Action: "key.revoke"}, State: keyring.ReceiptOpen, Nodes: []keyring.ReceiptNode{{ID: "n-1"}}})
+	f.Add(r.Key, r.Value, "receipt/", []byte{0xff}, false)
 	f.Fuzz(func(t *testing.T, key1 string, value1 []byte, key2 string, value2 []byte, reset bool) {
 		w := newWorld(t)
 		w.send(true, state.PutMesh(mesh))

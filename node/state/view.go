@@ -17,6 +17,8 @@ type View struct {
 	Revision revision.Revision
 	Keyring  *keyring.Snapshot
 	Config   *resource.Configuration // never nil; empty before the first apply
+	// ManifestRevision is when the manifest was last written. A node that serves an earlier revision has other routes.
+	ManifestRevision revision.Revision
 }
 
 // Selects reports whether a node may handle identity for a route: it is trusted, a proxy, and its selector covers the route.

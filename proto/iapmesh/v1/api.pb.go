@@ -635,6 +635,8 @@ func (x *Member) GetName() string {
 type WatchReceiptRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Id            string                 `protobuf:"bytes,10,opt,name=id,proto3" json:"id,omitempty"`                  // of a receipt that is kept, instead of a revision: it ends once the completion is written
+	Everywhere    bool                   `protobuf:"varint,11,opt,name=everywhere,proto3" json:"everywhere,omitempty"` // until every trusted node has it, silent ones too
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -674,6 +676,20 @@ func (x *WatchReceiptRequest) GetRevision() *Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *WatchReceiptRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WatchReceiptRequest) GetEverywhere() bool {
+	if x != nil {
+		return x.Everywhere
+	}
+	return false
 }
 
 type WatchReceiptResponse struct {
@@ -726,7 +742,10 @@ type Receipt struct {
 	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	Acknowledged  []*Acknowledgement     `protobuf:"bytes,2,rep,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	Lagging       []*Laggard             `protobuf:"bytes,3,rep,name=lagging,proto3" json:"lagging,omitempty"`
-	Complete      bool                   `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"` // every live node has it
+	Complete      bool                   `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`      // every live node has it
+	Id            string                 `protobuf:"bytes,10,opt,name=id,proto3" json:"id,omitempty"`                  // of the record that is kept; empty: none is
+	Everywhere    bool                   `protobuf:"varint,11,opt,name=everywhere,proto3" json:"everywhere,omitempty"` // every trusted node has it
+	Unfinished    bool                   `protobuf:"varint,12,opt,name=unfinished,proto3" json:"unfinished,omitempty"` // the change is one of several commits, and the rest has not come: repeat it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -789,18 +808,240 @@ func (x *Receipt) GetComplete() bool {
 	return false
 }
 
+func (x *Receipt) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Receipt) GetEverywhere() bool {
+	if x != nil {
+		return x.Everywhere
+	}
+	return false
+}
+
+func (x *Receipt) GetUnfinished() bool {
+	if x != nil {
+		return x.Unfinished
+	}
+	return false
+}
+
+type GetReceiptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReceiptRequest) Reset() {
+	*x = GetReceiptRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReceiptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReceiptRequest) ProtoMessage() {}
+
+func (x *GetReceiptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReceiptRequest.ProtoReflect.Descriptor instead.
+func (*GetReceiptRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetReceiptRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type GetReceiptResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Record        *ReceiptRecord         `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	Receipt       *Receipt               `protobuf:"bytes,2,opt,name=receipt,proto3" json:"receipt,omitempty"` // as it stands now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReceiptResponse) Reset() {
+	*x = GetReceiptResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReceiptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReceiptResponse) ProtoMessage() {}
+
+func (x *GetReceiptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReceiptResponse.ProtoReflect.Descriptor instead.
+func (*GetReceiptResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetReceiptResponse) GetRecord() *ReceiptRecord {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *GetReceiptResponse) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+type ListReceiptsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"` // part of what was acted on, or the name of a key or node; empty: all
+	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Limit         uint32                 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"` // default 100, at most 1000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReceiptsRequest) Reset() {
+	*x = ListReceiptsRequest{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReceiptsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReceiptsRequest) ProtoMessage() {}
+
+func (x *ListReceiptsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReceiptsRequest.ProtoReflect.Descriptor instead.
+func (*ListReceiptsRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListReceiptsRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ListReceiptsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListReceiptsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListReceiptsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Receipts      []*ReceiptSummary      `protobuf:"bytes,1,rep,name=receipts,proto3" json:"receipts,omitempty"` // newest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReceiptsResponse) Reset() {
+	*x = ListReceiptsResponse{}
+	mi := &file_iapmesh_v1_api_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReceiptsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReceiptsResponse) ProtoMessage() {}
+
+func (x *ListReceiptsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_api_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReceiptsResponse.ProtoReflect.Descriptor instead.
+func (*ListReceiptsResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListReceiptsResponse) GetReceipts() []*ReceiptSummary {
+	if x != nil {
+		return x.Receipts
+	}
+	return nil
+}
+
 type Acknowledgement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=at,proto3" json:"at,omitempty"` // by when the leader had heard it; unset: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Acknowledgement) Reset() {
 	*x = Acknowledgement{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +1053,7 @@ func (x *Acknowledgement) String() string {
 func (*Acknowledgement) ProtoMessage() {}
 
 func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[12]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +1066,7 @@ func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acknowledgement.ProtoReflect.Descriptor instead.
 func (*Acknowledgement) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{12}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Acknowledgement) GetNodeId() string {
@@ -849,21 +1090,36 @@ func (x *Acknowledgement) GetRegion() string {
 	return ""
 }
 
+func (x *Acknowledgement) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 type Laggard struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
-	Revision      *Revision              `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"` // what it last reported
-	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`       // when it last reported; unset: never
-	Live          bool                   `protobuf:"varint,6,opt,name=live,proto3" json:"live,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	NodeId   string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Name     string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Region   string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	Revision *Revision              `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"` // what it last reported
+	Since    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`       // when it last reported; unset: never
+	Live     bool                   `protobuf:"varint,6,opt,name=live,proto3" json:"live,omitempty"`
+	// as_of bounds the node's view: it shows no state later than that, and is older with every moment since.
+	AsOf *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
+	// stops_by is the latest moment at which the last of routes_that_stop refuses on this node, by its max_staleness. Unset: none does.
+	StopsBy            *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=stops_by,json=stopsBy,proto3" json:"stops_by,omitempty"`
+	RoutesThatStop     []string               `protobuf:"bytes,12,rep,name=routes_that_stop,json=routesThatStop,proto3" json:"routes_that_stop,omitempty"`   // at most 20
+	RoutesThatGoOn     []string               `protobuf:"bytes,13,rep,name=routes_that_go_on,json=routesThatGoOn,proto3" json:"routes_that_go_on,omitempty"` // by the old view; at most 20
+	RoutesLeftOut      uint32                 `protobuf:"varint,14,opt,name=routes_left_out,json=routesLeftOut,proto3" json:"routes_left_out,omitempty"`
+	OlderConfiguration bool                   `protobuf:"varint,15,opt,name=older_configuration,json=olderConfiguration,proto3" json:"older_configuration,omitempty"` // the node may have routes from before the last apply: which of them stop is not known
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +1131,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[13]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +1144,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Laggard) GetNodeId() string {
@@ -933,6 +1189,48 @@ func (x *Laggard) GetLive() bool {
 	return false
 }
 
+func (x *Laggard) GetAsOf() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AsOf
+	}
+	return nil
+}
+
+func (x *Laggard) GetStopsBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StopsBy
+	}
+	return nil
+}
+
+func (x *Laggard) GetRoutesThatStop() []string {
+	if x != nil {
+		return x.RoutesThatStop
+	}
+	return nil
+}
+
+func (x *Laggard) GetRoutesThatGoOn() []string {
+	if x != nil {
+		return x.RoutesThatGoOn
+	}
+	return nil
+}
+
+func (x *Laggard) GetRoutesLeftOut() uint32 {
+	if x != nil {
+		return x.RoutesLeftOut
+	}
+	return 0
+}
+
+func (x *Laggard) GetOlderConfiguration() bool {
+	if x != nil {
+		return x.OlderConfiguration
+	}
+	return false
+}
+
 // IssueKeyRequest carries the public half: the secret is made by the caller and never travels.
 type IssueKeyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -953,7 +1251,7 @@ type IssueKeyRequest struct {
 
 func (x *IssueKeyRequest) Reset() {
 	*x = IssueKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1263,7 @@ func (x *IssueKeyRequest) String() string {
 func (*IssueKeyRequest) ProtoMessage() {}
 
 func (x *IssueKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[14]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1276,7 @@ func (x *IssueKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKeyRequest.ProtoReflect.Descriptor instead.
 func (*IssueKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IssueKeyRequest) GetPublicKey() []byte {
@@ -1068,7 +1366,7 @@ type IssueKeyResponse struct {
 
 func (x *IssueKeyResponse) Reset() {
 	*x = IssueKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1378,7 @@ func (x *IssueKeyResponse) String() string {
 func (*IssueKeyResponse) ProtoMessage() {}
 
 func (x *IssueKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[15]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1391,7 @@ func (x *IssueKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKeyResponse.ProtoReflect.Descriptor instead.
 func (*IssueKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IssueKeyResponse) GetKey() *ProvisioningKey {
@@ -1118,7 +1416,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1428,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[16]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1441,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 type ListKeysResponse struct {
@@ -1155,7 +1453,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1465,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[17]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1478,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListKeysResponse) GetKeys() []*ProvisioningKey {
@@ -1199,7 +1497,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1509,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1522,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetKeyRequest) GetKey() string {
@@ -1244,7 +1542,7 @@ type GetKeyResponse struct {
 
 func (x *GetKeyResponse) Reset() {
 	*x = GetKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1554,7 @@ func (x *GetKeyResponse) String() string {
 func (*GetKeyResponse) ProtoMessage() {}
 
 func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1567,7 @@ func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetKeyResponse) GetKey() *ProvisioningKey {
@@ -1298,7 +1596,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1608,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1621,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RotateKeyRequest) GetKey() string {
@@ -1365,7 +1663,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1675,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1688,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RotateKeyResponse) GetPredecessor() *ProvisioningKey {
@@ -1426,7 +1724,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1736,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1749,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RevokeKeyRequest) GetKey() string {
@@ -1493,7 +1791,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1803,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1816,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevokeKeyResponse) GetKey() *ProvisioningKey {
@@ -1552,7 +1850,7 @@ type SuspendKeyRequest struct {
 
 func (x *SuspendKeyRequest) Reset() {
 	*x = SuspendKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1862,7 @@ func (x *SuspendKeyRequest) String() string {
 func (*SuspendKeyRequest) ProtoMessage() {}
 
 func (x *SuspendKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1875,7 @@ func (x *SuspendKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendKeyRequest.ProtoReflect.Descriptor instead.
 func (*SuspendKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SuspendKeyRequest) GetKey() string {
@@ -1604,7 +1902,7 @@ type SuspendKeyResponse struct {
 
 func (x *SuspendKeyResponse) Reset() {
 	*x = SuspendKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1914,7 @@ func (x *SuspendKeyResponse) String() string {
 func (*SuspendKeyResponse) ProtoMessage() {}
 
 func (x *SuspendKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1927,7 @@ func (x *SuspendKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendKeyResponse.ProtoReflect.Descriptor instead.
 func (*SuspendKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SuspendKeyResponse) GetKey() *ProvisioningKey {
@@ -1655,7 +1953,7 @@ type ResumeKeyRequest struct {
 
 func (x *ResumeKeyRequest) Reset() {
 	*x = ResumeKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1965,7 @@ func (x *ResumeKeyRequest) String() string {
 func (*ResumeKeyRequest) ProtoMessage() {}
 
 func (x *ResumeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1978,7 @@ func (x *ResumeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeKeyRequest.ProtoReflect.Descriptor instead.
 func (*ResumeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResumeKeyRequest) GetKey() string {
@@ -1700,7 +1998,7 @@ type ResumeKeyResponse struct {
 
 func (x *ResumeKeyResponse) Reset() {
 	*x = ResumeKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +2010,7 @@ func (x *ResumeKeyResponse) String() string {
 func (*ResumeKeyResponse) ProtoMessage() {}
 
 func (x *ResumeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +2023,7 @@ func (x *ResumeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeKeyResponse.ProtoReflect.Descriptor instead.
 func (*ResumeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ResumeKeyResponse) GetKey() *ProvisioningKey {
@@ -1751,7 +2049,7 @@ type ApproveKeyRequest struct {
 
 func (x *ApproveKeyRequest) Reset() {
 	*x = ApproveKeyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +2061,7 @@ func (x *ApproveKeyRequest) String() string {
 func (*ApproveKeyRequest) ProtoMessage() {}
 
 func (x *ApproveKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[28]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +2074,7 @@ func (x *ApproveKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveKeyRequest.ProtoReflect.Descriptor instead.
 func (*ApproveKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ApproveKeyRequest) GetKey() string {
@@ -1797,7 +2095,7 @@ type ApproveKeyResponse struct {
 
 func (x *ApproveKeyResponse) Reset() {
 	*x = ApproveKeyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +2107,7 @@ func (x *ApproveKeyResponse) String() string {
 func (*ApproveKeyResponse) ProtoMessage() {}
 
 func (x *ApproveKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[29]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +2120,7 @@ func (x *ApproveKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveKeyResponse.ProtoReflect.Descriptor instead.
 func (*ApproveKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ApproveKeyResponse) GetKey() *ProvisioningKey {
@@ -1854,7 +2152,7 @@ type ListSigningKeysRequest struct {
 
 func (x *ListSigningKeysRequest) Reset() {
 	*x = ListSigningKeysRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2164,7 @@ func (x *ListSigningKeysRequest) String() string {
 func (*ListSigningKeysRequest) ProtoMessage() {}
 
 func (x *ListSigningKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[30]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2177,7 @@ func (x *ListSigningKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSigningKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListSigningKeysRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 type ListSigningKeysResponse struct {
@@ -1891,7 +2189,7 @@ type ListSigningKeysResponse struct {
 
 func (x *ListSigningKeysResponse) Reset() {
 	*x = ListSigningKeysResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +2201,7 @@ func (x *ListSigningKeysResponse) String() string {
 func (*ListSigningKeysResponse) ProtoMessage() {}
 
 func (x *ListSigningKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2214,7 @@ func (x *ListSigningKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSigningKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListSigningKeysResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListSigningKeysResponse) GetKeys() []*SigningKeyStatus {
@@ -1938,7 +2236,7 @@ type SigningKeyStatus struct {
 
 func (x *SigningKeyStatus) Reset() {
 	*x = SigningKeyStatus{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2248,7 @@ func (x *SigningKeyStatus) String() string {
 func (*SigningKeyStatus) ProtoMessage() {}
 
 func (x *SigningKeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[32]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2261,7 @@ func (x *SigningKeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SigningKeyStatus.ProtoReflect.Descriptor instead.
 func (*SigningKeyStatus) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SigningKeyStatus) GetKey() *SigningKey {
@@ -1998,7 +2296,7 @@ type RotateSigningKeysRequest struct {
 
 func (x *RotateSigningKeysRequest) Reset() {
 	*x = RotateSigningKeysRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2308,7 @@ func (x *RotateSigningKeysRequest) String() string {
 func (*RotateSigningKeysRequest) ProtoMessage() {}
 
 func (x *RotateSigningKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[33]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2321,7 @@ func (x *RotateSigningKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSigningKeysRequest.ProtoReflect.Descriptor instead.
 func (*RotateSigningKeysRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RotateSigningKeysRequest) GetKind() SigningKeyKind {
@@ -2057,7 +2355,7 @@ type RotateSigningKeysResponse struct {
 
 func (x *RotateSigningKeysResponse) Reset() {
 	*x = RotateSigningKeysResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2367,7 @@ func (x *RotateSigningKeysResponse) String() string {
 func (*RotateSigningKeysResponse) ProtoMessage() {}
 
 func (x *RotateSigningKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[34]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2380,7 @@ func (x *RotateSigningKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSigningKeysResponse.ProtoReflect.Descriptor instead.
 func (*RotateSigningKeysResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RotateSigningKeysResponse) GetRotating() []string {
@@ -2111,7 +2409,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2123,7 +2421,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[35]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2136,7 +2434,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ApplyRequest) GetResources() []*Resource {
@@ -2171,7 +2469,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2481,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[36]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2494,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ApplyResponse) GetChanges() []*ResourceChange {
@@ -2234,7 +2532,7 @@ type ResourceChange struct {
 
 func (x *ResourceChange) Reset() {
 	*x = ResourceChange{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2544,7 @@ func (x *ResourceChange) String() string {
 func (*ResourceChange) ProtoMessage() {}
 
 func (x *ResourceChange) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[37]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2557,7 @@ func (x *ResourceChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceChange.ProtoReflect.Descriptor instead.
 func (*ResourceChange) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ResourceChange) GetKind() string {
@@ -2307,7 +2605,7 @@ type GetResourcesRequest struct {
 
 func (x *GetResourcesRequest) Reset() {
 	*x = GetResourcesRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2319,7 +2617,7 @@ func (x *GetResourcesRequest) String() string {
 func (*GetResourcesRequest) ProtoMessage() {}
 
 func (x *GetResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[38]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2332,7 +2630,7 @@ func (x *GetResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResourcesRequest.ProtoReflect.Descriptor instead.
 func (*GetResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetResourcesRequest) GetKind() string {
@@ -2361,7 +2659,7 @@ type GetResourcesResponse struct {
 
 func (x *GetResourcesResponse) Reset() {
 	*x = GetResourcesResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2671,7 @@ func (x *GetResourcesResponse) String() string {
 func (*GetResourcesResponse) ProtoMessage() {}
 
 func (x *GetResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[39]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2684,7 @@ func (x *GetResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResourcesResponse.ProtoReflect.Descriptor instead.
 func (*GetResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetResourcesResponse) GetResources() []*Resource {
@@ -2427,7 +2725,7 @@ type DeleteResourceRequest struct {
 
 func (x *DeleteResourceRequest) Reset() {
 	*x = DeleteResourceRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2737,7 @@ func (x *DeleteResourceRequest) String() string {
 func (*DeleteResourceRequest) ProtoMessage() {}
 
 func (x *DeleteResourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[40]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2750,7 @@ func (x *DeleteResourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResourceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteResourceRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DeleteResourceRequest) GetKind() string {
@@ -2478,7 +2776,7 @@ type DeleteResourceResponse struct {
 
 func (x *DeleteResourceResponse) Reset() {
 	*x = DeleteResourceResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +2788,7 @@ func (x *DeleteResourceResponse) String() string {
 func (*DeleteResourceResponse) ProtoMessage() {}
 
 func (x *DeleteResourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[41]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2503,7 +2801,7 @@ func (x *DeleteResourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResourceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResourceResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeleteResourceResponse) GetReceipt() *Receipt {
@@ -2523,7 +2821,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2833,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[42]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2846,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -2574,7 +2872,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2586,7 +2884,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[43]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2599,7 +2897,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SetSecretResponse) GetReceipt() *Receipt {
@@ -2621,7 +2919,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2931,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[44]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2944,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RevokeRequest) GetTarget() RevokeTarget {
@@ -2687,7 +2985,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2997,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[45]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +3010,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RevokeResponse) GetReceipt() *Receipt {
@@ -2737,7 +3035,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +3047,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[46]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2762,7 +3060,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 type ListRevocationsResponse struct {
@@ -2774,7 +3072,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2786,7 +3084,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[47]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2799,7 +3097,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*RevocationStatus {
@@ -2819,7 +3117,7 @@ type RevocationStatus struct {
 
 func (x *RevocationStatus) Reset() {
 	*x = RevocationStatus{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2831,7 +3129,7 @@ func (x *RevocationStatus) String() string {
 func (*RevocationStatus) ProtoMessage() {}
 
 func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[48]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2844,7 +3142,7 @@ func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationStatus.ProtoReflect.Descriptor instead.
 func (*RevocationStatus) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RevocationStatus) GetRevocation() *Revocation {
@@ -2871,7 +3169,7 @@ type LiftRevocationRequest struct {
 
 func (x *LiftRevocationRequest) Reset() {
 	*x = LiftRevocationRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3181,7 @@ func (x *LiftRevocationRequest) String() string {
 func (*LiftRevocationRequest) ProtoMessage() {}
 
 func (x *LiftRevocationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[49]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3194,7 @@ func (x *LiftRevocationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiftRevocationRequest.ProtoReflect.Descriptor instead.
 func (*LiftRevocationRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *LiftRevocationRequest) GetKind() RevocationKind {
@@ -2922,7 +3220,7 @@ type LiftRevocationResponse struct {
 
 func (x *LiftRevocationResponse) Reset() {
 	*x = LiftRevocationResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2934,7 +3232,7 @@ func (x *LiftRevocationResponse) String() string {
 func (*LiftRevocationResponse) ProtoMessage() {}
 
 func (x *LiftRevocationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[50]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2947,7 +3245,7 @@ func (x *LiftRevocationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiftRevocationResponse.ProtoReflect.Descriptor instead.
 func (*LiftRevocationResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *LiftRevocationResponse) GetReceipt() *Receipt {
@@ -2965,7 +3263,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2977,7 +3275,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[51]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2990,7 +3288,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 type WhoAmIResponse struct {
@@ -3003,7 +3301,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3313,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[52]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3326,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WhoAmIResponse) GetAdmin() *Admin {
@@ -3054,7 +3352,7 @@ type RenewAdminRequest struct {
 
 func (x *RenewAdminRequest) Reset() {
 	*x = RenewAdminRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3066,7 +3364,7 @@ func (x *RenewAdminRequest) String() string {
 func (*RenewAdminRequest) ProtoMessage() {}
 
 func (x *RenewAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[53]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3079,7 +3377,7 @@ func (x *RenewAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAdminRequest.ProtoReflect.Descriptor instead.
 func (*RenewAdminRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RenewAdminRequest) GetCsr() []byte {
@@ -3099,7 +3397,7 @@ type RenewAdminResponse struct {
 
 func (x *RenewAdminResponse) Reset() {
 	*x = RenewAdminResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3111,7 +3409,7 @@ func (x *RenewAdminResponse) String() string {
 func (*RenewAdminResponse) ProtoMessage() {}
 
 func (x *RenewAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[54]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3124,7 +3422,7 @@ func (x *RenewAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAdminResponse.ProtoReflect.Descriptor instead.
 func (*RenewAdminResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RenewAdminResponse) GetCertificate() []byte {
@@ -3151,7 +3449,7 @@ type IssueAdminRequest struct {
 
 func (x *IssueAdminRequest) Reset() {
 	*x = IssueAdminRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[55]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3163,7 +3461,7 @@ func (x *IssueAdminRequest) String() string {
 func (*IssueAdminRequest) ProtoMessage() {}
 
 func (x *IssueAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[55]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3176,7 +3474,7 @@ func (x *IssueAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueAdminRequest.ProtoReflect.Descriptor instead.
 func (*IssueAdminRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *IssueAdminRequest) GetName() string {
@@ -3205,7 +3503,7 @@ type IssueAdminResponse struct {
 
 func (x *IssueAdminResponse) Reset() {
 	*x = IssueAdminResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[56]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3217,7 +3515,7 @@ func (x *IssueAdminResponse) String() string {
 func (*IssueAdminResponse) ProtoMessage() {}
 
 func (x *IssueAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[56]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,7 +3528,7 @@ func (x *IssueAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueAdminResponse.ProtoReflect.Descriptor instead.
 func (*IssueAdminResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *IssueAdminResponse) GetAdmin() *Admin {
@@ -3269,7 +3567,7 @@ type ListAdminsRequest struct {
 
 func (x *ListAdminsRequest) Reset() {
 	*x = ListAdminsRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[57]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3281,7 +3579,7 @@ func (x *ListAdminsRequest) String() string {
 func (*ListAdminsRequest) ProtoMessage() {}
 
 func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[57]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3294,7 +3592,7 @@ func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
 func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 type ListAdminsResponse struct {
@@ -3306,7 +3604,7 @@ type ListAdminsResponse struct {
 
 func (x *ListAdminsResponse) Reset() {
 	*x = ListAdminsResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[58]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3318,7 +3616,7 @@ func (x *ListAdminsResponse) String() string {
 func (*ListAdminsResponse) ProtoMessage() {}
 
 func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[58]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3331,7 +3629,7 @@ func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
 func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListAdminsResponse) GetAdmins() []*Admin {
@@ -3351,7 +3649,7 @@ type RevokeAdminRequest struct {
 
 func (x *RevokeAdminRequest) Reset() {
 	*x = RevokeAdminRequest{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[59]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3661,7 @@ func (x *RevokeAdminRequest) String() string {
 func (*RevokeAdminRequest) ProtoMessage() {}
 
 func (x *RevokeAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[59]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3674,7 @@ func (x *RevokeAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAdminRequest.ProtoReflect.Descriptor instead.
 func (*RevokeAdminRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RevokeAdminRequest) GetAdmin() string {
@@ -3403,7 +3701,7 @@ type RevokeAdminResponse struct {
 
 func (x *RevokeAdminResponse) Reset() {
 	*x = RevokeAdminResponse{}
-	mi := &file_iapmesh_v1_api_proto_msgTypes[60]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3415,7 +3713,7 @@ func (x *RevokeAdminResponse) String() string {
 func (*RevokeAdminResponse) ProtoMessage() {}
 
 func (x *RevokeAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_api_proto_msgTypes[60]
+	mi := &file_iapmesh_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3428,7 +3726,7 @@ func (x *RevokeAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeAdminResponse.ProtoReflect.Descriptor instead.
 func (*RevokeAdminResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_iapmesh_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RevokeAdminResponse) GetAdmin() *Admin {
@@ -3450,7 +3748,7 @@ var File_iapmesh_v1_api_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"\x14iapmesh/v1/api.proto\x12\n" +
-	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
+	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x18iapmesh/v1/receipt.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
 	"\x10GetStatusRequest\"?\n" +
 	"\x11GetStatusResponse\x12*\n" +
 	"\x06status\x18\x01 \x01(\v2\x12.iapmesh.v1.StatusR\x06status\"K\n" +
@@ -3490,27 +3788,60 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12&\n" +
 	"\x05roles\x18\x06 \x03(\x0e2\x10.iapmesh.v1.RoleR\x05roles\x12\x12\n" +
 	"\x04pool\x18\a \x01(\tR\x04pool\x12\x12\n" +
-	"\x04name\x18\b \x01(\tR\x04name\"G\n" +
+	"\x04name\x18\b \x01(\tR\x04name\"w\n" +
 	"\x13WatchReceiptRequest\x120\n" +
-	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"E\n" +
+	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12\x0e\n" +
+	"\x02id\x18\n" +
+	" \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"everywhere\x18\v \x01(\bR\n" +
+	"everywhere\"E\n" +
 	"\x14WatchReceiptResponse\x12-\n" +
-	"\areceipt\x18\x01 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"\xc7\x01\n" +
+	"\areceipt\x18\x01 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"\x97\x02\n" +
 	"\aReceipt\x120\n" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12?\n" +
 	"\facknowledged\x18\x02 \x03(\v2\x1b.iapmesh.v1.AcknowledgementR\facknowledged\x12-\n" +
 	"\alagging\x18\x03 \x03(\v2\x13.iapmesh.v1.LaggardR\alagging\x12\x1a\n" +
-	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"V\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x12\x0e\n" +
+	"\x02id\x18\n" +
+	" \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"everywhere\x18\v \x01(\bR\n" +
+	"everywhere\x12\x1e\n" +
+	"\n" +
+	"unfinished\x18\f \x01(\bR\n" +
+	"unfinished\"#\n" +
+	"\x11GetReceiptRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"v\n" +
+	"\x12GetReceiptResponse\x121\n" +
+	"\x06record\x18\x01 \x01(\v2\x19.iapmesh.v1.ReceiptRecordR\x06record\x12-\n" +
+	"\areceipt\x18\x02 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"u\n" +
+	"\x13ListReceiptsRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"N\n" +
+	"\x14ListReceiptsResponse\x126\n" +
+	"\breceipts\x18\x01 \x03(\v2\x1a.iapmesh.v1.ReceiptSummaryR\breceipts\"\x82\x01\n" +
 	"\x0fAcknowledgement\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06region\x18\x03 \x01(\tR\x06region\"\xc6\x01\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12*\n" +
+	"\x02at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xdc\x03\n" +
 	"\aLaggard\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x03 \x01(\tR\x06region\x120\n" +
 	"\brevision\x18\x04 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
-	"\x04live\x18\x06 \x01(\bR\x04live\"\xad\x03\n" +
+	"\x04live\x18\x06 \x01(\bR\x04live\x12/\n" +
+	"\x05as_of\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\x125\n" +
+	"\bstops_by\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\astopsBy\x12(\n" +
+	"\x10routes_that_stop\x18\f \x03(\tR\x0eroutesThatStop\x12)\n" +
+	"\x11routes_that_go_on\x18\r \x03(\tR\x0eroutesThatGoOn\x12&\n" +
+	"\x0froutes_left_out\x18\x0e \x01(\rR\rroutesLeftOut\x12/\n" +
+	"\x13older_configuration\x18\x0f \x01(\bR\x12olderConfiguration\"\xad\x03\n" +
 	"\x0fIssueKeyRequest\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x01 \x01(\fR\tpublicKey\x12\x12\n" +
@@ -3678,12 +4009,15 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x15REVOKE_TARGET_SESSION\x10\x01\x12\x16\n" +
 	"\x12REVOKE_TARGET_USER\x10\x02\x12\x16\n" +
 	"\x12REVOKE_TARGET_NODE\x10\x03\x12\x1d\n" +
-	"\x19REVOKE_TARGET_SIGNING_KEY\x10\x042\xd1\x02\n" +
+	"\x19REVOKE_TARGET_SIGNING_KEY\x10\x042\xf1\x03\n" +
 	"\x0eClusterService\x12H\n" +
 	"\tGetStatus\x12\x1c.iapmesh.v1.GetStatusRequest\x1a\x1d.iapmesh.v1.GetStatusResponse\x12P\n" +
 	"\vWatchStatus\x12\x1e.iapmesh.v1.WatchStatusRequest\x1a\x1f.iapmesh.v1.WatchStatusResponse0\x01\x12N\n" +
 	"\vListMembers\x12\x1e.iapmesh.v1.ListMembersRequest\x1a\x1f.iapmesh.v1.ListMembersResponse\x12S\n" +
-	"\fWatchReceipt\x12\x1f.iapmesh.v1.WatchReceiptRequest\x1a .iapmesh.v1.WatchReceiptResponse0\x012\x91\x06\n" +
+	"\fWatchReceipt\x12\x1f.iapmesh.v1.WatchReceiptRequest\x1a .iapmesh.v1.WatchReceiptResponse0\x01\x12K\n" +
+	"\n" +
+	"GetReceipt\x12\x1d.iapmesh.v1.GetReceiptRequest\x1a\x1e.iapmesh.v1.GetReceiptResponse\x12Q\n" +
+	"\fListReceipts\x12\x1f.iapmesh.v1.ListReceiptsRequest\x1a .iapmesh.v1.ListReceiptsResponse2\x91\x06\n" +
 	"\n" +
 	"KeyService\x12E\n" +
 	"\bIssueKey\x12\x1b.iapmesh.v1.IssueKeyRequest\x1a\x1c.iapmesh.v1.IssueKeyResponse\x12E\n" +
@@ -3730,7 +4064,7 @@ func file_iapmesh_v1_api_proto_rawDescGZIP() []byte {
 }
 
 var file_iapmesh_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_iapmesh_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_iapmesh_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_iapmesh_v1_api_proto_goTypes = []any{
 	(RevokeTarget)(0),                 // 0: iapmesh.v1.RevokeTarget
 	(*GetStatusRequest)(nil),          // 1: iapmesh.v1.GetStatusRequest
@@ -3745,202 +4079,219 @@ var file_iapmesh_v1_api_proto_goTypes = []any{
 	(*WatchReceiptRequest)(nil),       // 10: iapmesh.v1.WatchReceiptRequest
 	(*WatchReceiptResponse)(nil),      // 11: iapmesh.v1.WatchReceiptResponse
 	(*Receipt)(nil),                   // 12: iapmesh.v1.Receipt
-	(*Acknowledgement)(nil),           // 13: iapmesh.v1.Acknowledgement
-	(*Laggard)(nil),                   // 14: iapmesh.v1.Laggard
-	(*IssueKeyRequest)(nil),           // 15: iapmesh.v1.IssueKeyRequest
-	(*IssueKeyResponse)(nil),          // 16: iapmesh.v1.IssueKeyResponse
-	(*ListKeysRequest)(nil),           // 17: iapmesh.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),          // 18: iapmesh.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),             // 19: iapmesh.v1.GetKeyRequest
-	(*GetKeyResponse)(nil),            // 20: iapmesh.v1.GetKeyResponse
-	(*RotateKeyRequest)(nil),          // 21: iapmesh.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),         // 22: iapmesh.v1.RotateKeyResponse
-	(*RevokeKeyRequest)(nil),          // 23: iapmesh.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),         // 24: iapmesh.v1.RevokeKeyResponse
-	(*SuspendKeyRequest)(nil),         // 25: iapmesh.v1.SuspendKeyRequest
-	(*SuspendKeyResponse)(nil),        // 26: iapmesh.v1.SuspendKeyResponse
-	(*ResumeKeyRequest)(nil),          // 27: iapmesh.v1.ResumeKeyRequest
-	(*ResumeKeyResponse)(nil),         // 28: iapmesh.v1.ResumeKeyResponse
-	(*ApproveKeyRequest)(nil),         // 29: iapmesh.v1.ApproveKeyRequest
-	(*ApproveKeyResponse)(nil),        // 30: iapmesh.v1.ApproveKeyResponse
-	(*ListSigningKeysRequest)(nil),    // 31: iapmesh.v1.ListSigningKeysRequest
-	(*ListSigningKeysResponse)(nil),   // 32: iapmesh.v1.ListSigningKeysResponse
-	(*SigningKeyStatus)(nil),          // 33: iapmesh.v1.SigningKeyStatus
-	(*RotateSigningKeysRequest)(nil),  // 34: iapmesh.v1.RotateSigningKeysRequest
-	(*RotateSigningKeysResponse)(nil), // 35: iapmesh.v1.RotateSigningKeysResponse
-	(*ApplyRequest)(nil),              // 36: iapmesh.v1.ApplyRequest
-	(*ApplyResponse)(nil),             // 37: iapmesh.v1.ApplyResponse
-	(*ResourceChange)(nil),            // 38: iapmesh.v1.ResourceChange
-	(*GetResourcesRequest)(nil),       // 39: iapmesh.v1.GetResourcesRequest
-	(*GetResourcesResponse)(nil),      // 40: iapmesh.v1.GetResourcesResponse
-	(*DeleteResourceRequest)(nil),     // 41: iapmesh.v1.DeleteResourceRequest
-	(*DeleteResourceResponse)(nil),    // 42: iapmesh.v1.DeleteResourceResponse
-	(*SetSecretRequest)(nil),          // 43: iapmesh.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),         // 44: iapmesh.v1.SetSecretResponse
-	(*RevokeRequest)(nil),             // 45: iapmesh.v1.RevokeRequest
-	(*RevokeResponse)(nil),            // 46: iapmesh.v1.RevokeResponse
-	(*ListRevocationsRequest)(nil),    // 47: iapmesh.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),   // 48: iapmesh.v1.ListRevocationsResponse
-	(*RevocationStatus)(nil),          // 49: iapmesh.v1.RevocationStatus
-	(*LiftRevocationRequest)(nil),     // 50: iapmesh.v1.LiftRevocationRequest
-	(*LiftRevocationResponse)(nil),    // 51: iapmesh.v1.LiftRevocationResponse
-	(*WhoAmIRequest)(nil),             // 52: iapmesh.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),            // 53: iapmesh.v1.WhoAmIResponse
-	(*RenewAdminRequest)(nil),         // 54: iapmesh.v1.RenewAdminRequest
-	(*RenewAdminResponse)(nil),        // 55: iapmesh.v1.RenewAdminResponse
-	(*IssueAdminRequest)(nil),         // 56: iapmesh.v1.IssueAdminRequest
-	(*IssueAdminResponse)(nil),        // 57: iapmesh.v1.IssueAdminResponse
-	(*ListAdminsRequest)(nil),         // 58: iapmesh.v1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),        // 59: iapmesh.v1.ListAdminsResponse
-	(*RevokeAdminRequest)(nil),        // 60: iapmesh.v1.RevokeAdminRequest
-	(*RevokeAdminResponse)(nil),       // 61: iapmesh.v1.RevokeAdminResponse
-	nil,                               // 62: iapmesh.v1.ApplyRequest.BaseEntry
-	nil,                               // 63: iapmesh.v1.GetResourcesResponse.HashesEntry
-	(*durationpb.Duration)(nil),       // 64: google.protobuf.Duration
-	(*Revision)(nil),                  // 65: iapmesh.v1.Revision
-	(*timestamppb.Timestamp)(nil),     // 66: google.protobuf.Timestamp
-	(*Node)(nil),                      // 67: iapmesh.v1.Node
-	(*NodeReport)(nil),                // 68: iapmesh.v1.NodeReport
-	(Role)(0),                         // 69: iapmesh.v1.Role
-	(*ProvisioningKey)(nil),           // 70: iapmesh.v1.ProvisioningKey
-	(Cascade)(0),                      // 71: iapmesh.v1.Cascade
-	(*SigningKey)(nil),                // 72: iapmesh.v1.SigningKey
-	(SigningKeyKind)(0),               // 73: iapmesh.v1.SigningKeyKind
-	(*Resource)(nil),                  // 74: iapmesh.v1.Resource
-	(*Manifest)(nil),                  // 75: iapmesh.v1.Manifest
-	(*Revocation)(nil),                // 76: iapmesh.v1.Revocation
-	(RevocationKind)(0),               // 77: iapmesh.v1.RevocationKind
-	(*Admin)(nil),                     // 78: iapmesh.v1.Admin
+	(*GetReceiptRequest)(nil),         // 13: iapmesh.v1.GetReceiptRequest
+	(*GetReceiptResponse)(nil),        // 14: iapmesh.v1.GetReceiptResponse
+	(*ListReceiptsRequest)(nil),       // 15: iapmesh.v1.ListReceiptsRequest
+	(*ListReceiptsResponse)(nil),      // 16: iapmesh.v1.ListReceiptsResponse
+	(*Acknowledgement)(nil),           // 17: iapmesh.v1.Acknowledgement
+	(*Laggard)(nil),                   // 18: iapmesh.v1.Laggard
+	(*IssueKeyRequest)(nil),           // 19: iapmesh.v1.IssueKeyRequest
+	(*IssueKeyResponse)(nil),          // 20: iapmesh.v1.IssueKeyResponse
+	(*ListKeysRequest)(nil),           // 21: iapmesh.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),          // 22: iapmesh.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),             // 23: iapmesh.v1.GetKeyRequest
+	(*GetKeyResponse)(nil),            // 24: iapmesh.v1.GetKeyResponse
+	(*RotateKeyRequest)(nil),          // 25: iapmesh.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),         // 26: iapmesh.v1.RotateKeyResponse
+	(*RevokeKeyRequest)(nil),          // 27: iapmesh.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),         // 28: iapmesh.v1.RevokeKeyResponse
+	(*SuspendKeyRequest)(nil),         // 29: iapmesh.v1.SuspendKeyRequest
+	(*SuspendKeyResponse)(nil),        // 30: iapmesh.v1.SuspendKeyResponse
+	(*ResumeKeyRequest)(nil),          // 31: iapmesh.v1.ResumeKeyRequest
+	(*ResumeKeyResponse)(nil),         // 32: iapmesh.v1.ResumeKeyResponse
+	(*ApproveKeyRequest)(nil),         // 33: iapmesh.v1.ApproveKeyRequest
+	(*ApproveKeyResponse)(nil),        // 34: iapmesh.v1.ApproveKeyResponse
+	(*ListSigningKeysRequest)(nil),    // 35: iapmesh.v1.ListSigningKeysRequest
+	(*ListSigningKeysResponse)(nil),   // 36: iapmesh.v1.ListSigningKeysResponse
+	(*SigningKeyStatus)(nil),          // 37: iapmesh.v1.SigningKeyStatus
+	(*RotateSigningKeysRequest)(nil),  // 38: iapmesh.v1.RotateSigningKeysRequest
+	(*RotateSigningKeysResponse)(nil), // 39: iapmesh.v1.RotateSigningKeysResponse
+	(*ApplyRequest)(nil),              // 40: iapmesh.v1.ApplyRequest
+	(*ApplyResponse)(nil),             // 41: iapmesh.v1.ApplyResponse
+	(*ResourceChange)(nil),            // 42: iapmesh.v1.ResourceChange
+	(*GetResourcesRequest)(nil),       // 43: iapmesh.v1.GetResourcesRequest
+	(*GetResourcesResponse)(nil),      // 44: iapmesh.v1.GetResourcesResponse
+	(*DeleteResourceRequest)(nil),     // 45: iapmesh.v1.DeleteResourceRequest
+	(*DeleteResourceResponse)(nil),    // 46: iapmesh.v1.DeleteResourceResponse
+	(*SetSecretRequest)(nil),          // 47: iapmesh.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),         // 48: iapmesh.v1.SetSecretResponse
+	(*RevokeRequest)(nil),             // 49: iapmesh.v1.RevokeRequest
+	(*RevokeResponse)(nil),            // 50: iapmesh.v1.RevokeResponse
+	(*ListRevocationsRequest)(nil),    // 51: iapmesh.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),   // 52: iapmesh.v1.ListRevocationsResponse
+	(*RevocationStatus)(nil),          // 53: iapmesh.v1.RevocationStatus
+	(*LiftRevocationRequest)(nil),     // 54: iapmesh.v1.LiftRevocationRequest
+	(*LiftRevocationResponse)(nil),    // 55: iapmesh.v1.LiftRevocationResponse
+	(*WhoAmIRequest)(nil),             // 56: iapmesh.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),            // 57: iapmesh.v1.WhoAmIResponse
+	(*RenewAdminRequest)(nil),         // 58: iapmesh.v1.RenewAdminRequest
+	(*RenewAdminResponse)(nil),        // 59: iapmesh.v1.RenewAdminResponse
+	(*IssueAdminRequest)(nil),         // 60: iapmesh.v1.IssueAdminRequest
+	(*IssueAdminResponse)(nil),        // 61: iapmesh.v1.IssueAdminResponse
+	(*ListAdminsRequest)(nil),         // 62: iapmesh.v1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),        // 63: iapmesh.v1.ListAdminsResponse
+	(*RevokeAdminRequest)(nil),        // 64: iapmesh.v1.RevokeAdminRequest
+	(*RevokeAdminResponse)(nil),       // 65: iapmesh.v1.RevokeAdminResponse
+	nil,                               // 66: iapmesh.v1.ApplyRequest.BaseEntry
+	nil,                               // 67: iapmesh.v1.GetResourcesResponse.HashesEntry
+	(*durationpb.Duration)(nil),       // 68: google.protobuf.Duration
+	(*Revision)(nil),                  // 69: iapmesh.v1.Revision
+	(*timestamppb.Timestamp)(nil),     // 70: google.protobuf.Timestamp
+	(*Node)(nil),                      // 71: iapmesh.v1.Node
+	(*NodeReport)(nil),                // 72: iapmesh.v1.NodeReport
+	(Role)(0),                         // 73: iapmesh.v1.Role
+	(*ReceiptRecord)(nil),             // 74: iapmesh.v1.ReceiptRecord
+	(*ReceiptSummary)(nil),            // 75: iapmesh.v1.ReceiptSummary
+	(*ProvisioningKey)(nil),           // 76: iapmesh.v1.ProvisioningKey
+	(Cascade)(0),                      // 77: iapmesh.v1.Cascade
+	(*SigningKey)(nil),                // 78: iapmesh.v1.SigningKey
+	(SigningKeyKind)(0),               // 79: iapmesh.v1.SigningKeyKind
+	(*Resource)(nil),                  // 80: iapmesh.v1.Resource
+	(*Manifest)(nil),                  // 81: iapmesh.v1.Manifest
+	(*Revocation)(nil),                // 82: iapmesh.v1.Revocation
+	(RevocationKind)(0),               // 83: iapmesh.v1.RevocationKind
+	(*Admin)(nil),                     // 84: iapmesh.v1.Admin
 }
 var file_iapmesh_v1_api_proto_depIdxs = []int32{
-	5,  // 0: iapmesh.v1.GetStatusResponse.status:type_name -> iapmesh.v1.Status
-	64, // 1: iapmesh.v1.WatchStatusRequest.interval:type_name -> google.protobuf.Duration
-	5,  // 2: iapmesh.v1.WatchStatusResponse.status:type_name -> iapmesh.v1.Status
-	65, // 3: iapmesh.v1.Status.revision:type_name -> iapmesh.v1.Revision
-	6,  // 4: iapmesh.v1.Status.nodes:type_name -> iapmesh.v1.NodeStatus
-	66, // 5: iapmesh.v1.Status.at:type_name -> google.protobuf.Timestamp
-	67, // 6: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
-	68, // 7: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
-	66, // 8: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
-	9,  // 9: iapmesh.v1.ListMembersResponse.members:type_name -> iapmesh.v1.Member
-	69, // 10: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
-	65, // 11: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
-	12, // 12: iapmesh.v1.WatchReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
-	65, // 13: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
-	13, // 14: iapmesh.v1.Receipt.acknowledged:type_name -> iapmesh.v1.Acknowledgement
-	14, // 15: iapmesh.v1.Receipt.lagging:type_name -> iapmesh.v1.Laggard
-	65, // 16: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
-	66, // 17: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
-	69, // 18: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
-	66, // 19: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
-	64, // 20: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
-	70, // 21: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 22: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	70, // 23: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
-	70, // 24: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	67, // 25: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
-	64, // 26: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
-	64, // 27: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	70, // 28: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	70, // 29: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 30: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	71, // 31: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
-	70, // 32: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	67, // 33: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
-	12, // 34: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	70, // 35: iapmesh.v1.SuspendKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 36: iapmesh.v1.SuspendKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	70, // 37: iapmesh.v1.ResumeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 38: iapmesh.v1.ResumeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	70, // 39: iapmesh.v1.ApproveKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	70, // 40: iapmesh.v1.ApproveKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 41: iapmesh.v1.ApproveKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	33, // 42: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	72, // 43: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
-	12, // 44: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	65, // 45: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	73, // 46: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
-	12, // 47: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	74, // 48: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	62, // 49: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
-	38, // 50: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
-	12, // 51: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	74, // 52: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	63, // 53: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	75, // 54: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
-	12, // 55: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
-	12, // 56: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
-	0,  // 57: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
-	12, // 58: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
-	49, // 59: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	76, // 60: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	65, // 61: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	77, // 62: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
-	12, // 63: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	78, // 64: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	65, // 65: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	78, // 66: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 67: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	78, // 68: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
-	78, // 69: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 70: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	1,  // 71: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,  // 72: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,  // 73: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10, // 74: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	15, // 75: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	17, // 76: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	19, // 77: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	21, // 78: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	23, // 79: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	25, // 80: iapmesh.v1.KeyService.SuspendKey:input_type -> iapmesh.v1.SuspendKeyRequest
-	27, // 81: iapmesh.v1.KeyService.ResumeKey:input_type -> iapmesh.v1.ResumeKeyRequest
-	29, // 82: iapmesh.v1.KeyService.ApproveKey:input_type -> iapmesh.v1.ApproveKeyRequest
-	31, // 83: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	34, // 84: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	36, // 85: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	39, // 86: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	41, // 87: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	43, // 88: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	45, // 89: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	47, // 90: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	50, // 91: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	52, // 92: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	54, // 93: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	56, // 94: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
-	58, // 95: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
-	60, // 96: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
-	2,  // 97: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,  // 98: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,  // 99: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11, // 100: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	16, // 101: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	18, // 102: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	20, // 103: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	22, // 104: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	24, // 105: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	26, // 106: iapmesh.v1.KeyService.SuspendKey:output_type -> iapmesh.v1.SuspendKeyResponse
-	28, // 107: iapmesh.v1.KeyService.ResumeKey:output_type -> iapmesh.v1.ResumeKeyResponse
-	30, // 108: iapmesh.v1.KeyService.ApproveKey:output_type -> iapmesh.v1.ApproveKeyResponse
-	32, // 109: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	35, // 110: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	37, // 111: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	40, // 112: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	42, // 113: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	44, // 114: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	46, // 115: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	48, // 116: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	51, // 117: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	53, // 118: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	55, // 119: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	57, // 120: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
-	59, // 121: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
-	61, // 122: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
-	97, // [97:123] is the sub-list for method output_type
-	71, // [71:97] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	5,   // 0: iapmesh.v1.GetStatusResponse.status:type_name -> iapmesh.v1.Status
+	68,  // 1: iapmesh.v1.WatchStatusRequest.interval:type_name -> google.protobuf.Duration
+	5,   // 2: iapmesh.v1.WatchStatusResponse.status:type_name -> iapmesh.v1.Status
+	69,  // 3: iapmesh.v1.Status.revision:type_name -> iapmesh.v1.Revision
+	6,   // 4: iapmesh.v1.Status.nodes:type_name -> iapmesh.v1.NodeStatus
+	70,  // 5: iapmesh.v1.Status.at:type_name -> google.protobuf.Timestamp
+	71,  // 6: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
+	72,  // 7: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
+	70,  // 8: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
+	9,   // 9: iapmesh.v1.ListMembersResponse.members:type_name -> iapmesh.v1.Member
+	73,  // 10: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
+	69,  // 11: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
+	12,  // 12: iapmesh.v1.WatchReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
+	69,  // 13: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
+	17,  // 14: iapmesh.v1.Receipt.acknowledged:type_name -> iapmesh.v1.Acknowledgement
+	18,  // 15: iapmesh.v1.Receipt.lagging:type_name -> iapmesh.v1.Laggard
+	74,  // 16: iapmesh.v1.GetReceiptResponse.record:type_name -> iapmesh.v1.ReceiptRecord
+	12,  // 17: iapmesh.v1.GetReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
+	70,  // 18: iapmesh.v1.ListReceiptsRequest.since:type_name -> google.protobuf.Timestamp
+	75,  // 19: iapmesh.v1.ListReceiptsResponse.receipts:type_name -> iapmesh.v1.ReceiptSummary
+	70,  // 20: iapmesh.v1.Acknowledgement.at:type_name -> google.protobuf.Timestamp
+	69,  // 21: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
+	70,  // 22: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
+	70,  // 23: iapmesh.v1.Laggard.as_of:type_name -> google.protobuf.Timestamp
+	70,  // 24: iapmesh.v1.Laggard.stops_by:type_name -> google.protobuf.Timestamp
+	73,  // 25: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
+	70,  // 26: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
+	68,  // 27: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
+	76,  // 28: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 29: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 30: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
+	76,  // 31: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	71,  // 32: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
+	68,  // 33: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	68,  // 34: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	76,  // 35: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	76,  // 36: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 37: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	77,  // 38: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
+	76,  // 39: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	71,  // 40: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
+	12,  // 41: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 42: iapmesh.v1.SuspendKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 43: iapmesh.v1.SuspendKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 44: iapmesh.v1.ResumeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 45: iapmesh.v1.ResumeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 46: iapmesh.v1.ApproveKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	76,  // 47: iapmesh.v1.ApproveKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 48: iapmesh.v1.ApproveKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	37,  // 49: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
+	78,  // 50: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	12,  // 51: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
+	69,  // 52: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	79,  // 53: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	12,  // 54: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
+	80,  // 55: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	66,  // 56: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	42,  // 57: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
+	12,  // 58: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	80,  // 59: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	67,  // 60: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	81,  // 61: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	12,  // 62: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
+	12,  // 63: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
+	0,   // 64: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
+	12,  // 65: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
+	53,  // 66: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
+	82,  // 67: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	69,  // 68: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	83,  // 69: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	12,  // 70: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	84,  // 71: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	69,  // 72: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	84,  // 73: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12,  // 74: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	84,  // 75: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	84,  // 76: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12,  // 77: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,   // 78: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,   // 79: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,   // 80: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10,  // 81: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	13,  // 82: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
+	15,  // 83: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
+	19,  // 84: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	21,  // 85: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	23,  // 86: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	25,  // 87: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	27,  // 88: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	29,  // 89: iapmesh.v1.KeyService.SuspendKey:input_type -> iapmesh.v1.SuspendKeyRequest
+	31,  // 90: iapmesh.v1.KeyService.ResumeKey:input_type -> iapmesh.v1.ResumeKeyRequest
+	33,  // 91: iapmesh.v1.KeyService.ApproveKey:input_type -> iapmesh.v1.ApproveKeyRequest
+	35,  // 92: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	38,  // 93: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	40,  // 94: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	43,  // 95: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	45,  // 96: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	47,  // 97: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	49,  // 98: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	51,  // 99: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	54,  // 100: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	56,  // 101: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	58,  // 102: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	60,  // 103: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	62,  // 104: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	64,  // 105: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,   // 106: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,   // 107: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,   // 108: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11,  // 109: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	14,  // 110: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
+	16,  // 111: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
+	20,  // 112: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	22,  // 113: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	24,  // 114: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	26,  // 115: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	28,  // 116: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	30,  // 117: iapmesh.v1.KeyService.SuspendKey:output_type -> iapmesh.v1.SuspendKeyResponse
+	32,  // 118: iapmesh.v1.KeyService.ResumeKey:output_type -> iapmesh.v1.ResumeKeyResponse
+	34,  // 119: iapmesh.v1.KeyService.ApproveKey:output_type -> iapmesh.v1.ApproveKeyResponse
+	36,  // 120: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	39,  // 121: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	41,  // 122: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	44,  // 123: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	46,  // 124: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	48,  // 125: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	50,  // 126: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	52,  // 127: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	55,  // 128: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	57,  // 129: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	59,  // 130: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	61,  // 131: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	63,  // 132: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	65,  // 133: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	106, // [106:134] is the sub-list for method output_type
+	78,  // [78:106] is the sub-list for method input_type
+	78,  // [78:78] is the sub-list for extension type_name
+	78,  // [78:78] is the sub-list for extension extendee
+	0,   // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }
@@ -3949,15 +4300,16 @@ func file_iapmesh_v1_api_proto_init() {
 		return
 	}
 	file_iapmesh_v1_mesh_proto_init()
+	file_iapmesh_v1_receipt_proto_init()
 	file_iapmesh_v1_state_proto_init()
-	file_iapmesh_v1_api_proto_msgTypes[14].OneofWrappers = []any{}
+	file_iapmesh_v1_api_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_api_proto_rawDesc), len(file_iapmesh_v1_api_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   63,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

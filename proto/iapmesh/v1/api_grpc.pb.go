@@ -25,6 +25,8 @@ const (
 	ClusterService_WatchStatus_FullMethodName  = "/iapmesh.v1.ClusterService/WatchStatus"
 	ClusterService_ListMembers_FullMethodName  = "/iapmesh.v1.ClusterService/ListMembers"
 	ClusterService_WatchReceipt_FullMethodName = "/iapmesh.v1.ClusterService/WatchReceipt"
+	ClusterService_GetReceipt_FullMethodName   = "/iapmesh.v1.ClusterService/GetReceipt"
+	ClusterService_ListReceipts_FullMethodName = "/iapmesh.v1.ClusterService/ListReceipts"
 )
 
 // ClusterServiceClient is the client API for ClusterService service.
@@ -38,6 +40,10 @@ type ClusterServiceClient interface {
 	ListMembers(ctx context.Context, in *ListMembersRequest, opts ...grpc.CallOption) (*ListMembersResponse, error)
 	// WatchReceipt streams who has a revision until every live node has it.
 	WatchReceipt(ctx context.Context, in *WatchReceiptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReceiptResponse], error)
+	// GetReceipt returns a receipt that is kept, and who lags now.
+	GetReceipt(ctx context.Context, in *GetReceiptRequest, opts ...grpc.CallOption) (*GetReceiptResponse, error)
+	// ListReceipts lists the receipts that are kept, newest first.
+	ListReceipts(ctx context.Context, in *ListReceiptsRequest, opts ...grpc.CallOption) (*ListReceiptsResponse, error)
 }
 
 type clusterServiceClient struct {
@@ -106,6 +112,26 @@ func (c *clusterServiceClient) WatchReceipt(ctx context.Context, in *WatchReceip
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ClusterService_WatchReceiptClient = grpc.ServerStreamingClient[WatchReceiptResponse]
 
+func (c *clusterServiceClient) GetReceipt(ctx context.Context, in *GetReceiptRequest, opts ...grpc.CallOption) (*GetReceiptResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetReceiptResponse)
+	err := c.cc.Invoke(ctx, ClusterService_GetReceipt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) ListReceipts(ctx context.Context, in *ListReceiptsRequest, opts ...grpc.CallOption) (*ListReceiptsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListReceiptsResponse)
+	err := c.cc.Invoke(ctx, ClusterService_ListReceipts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServiceServer is the server API for ClusterService service.
 // All implementations must embed UnimplementedClusterServiceServer
 // for forward compatibility.
@@ -117,6 +143,10 @@ type ClusterServiceServer interface {
 	ListMembers(context.Context, *ListMembersRequest) (*ListMembersResponse, error)
 	// WatchReceipt streams who has a revision until every live node has it.
 	WatchReceipt(*WatchReceiptRequest, grpc.ServerStreamingServer[WatchReceiptResponse]) error
+	// GetReceipt returns a receipt that is kept, and who lags now.
+	GetReceipt(context.Context, *GetReceiptRequest) (*GetReceiptResponse, error)
+	// ListReceipts lists the receipts that are kept, newest first.
+	ListReceipts(context.Context, *ListReceiptsRequest) (*ListReceiptsResponse, error)
 	mustEmbedUnimplementedClusterServiceServer()
 }
 
@@ -138,6 +168,12 @@ func (UnimplementedClusterServiceServer) ListMembers(context.Context, *ListMembe
 }
 func (UnimplementedClusterServiceServer) WatchReceipt(*WatchReceiptRequest, grpc.ServerStreamingServer[WatchReceiptResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchReceipt not implemented")
+}
+func (UnimplementedClusterServiceServer) GetReceipt(context.Context, *GetReceiptRequest) (*GetReceiptResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetReceipt not implemented")
+}
+func (UnimplementedClusterServiceServer) ListReceipts(context.Context, *ListReceiptsRequest) (*ListReceiptsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListReceipts not implemented")
 }
 func (UnimplementedClusterServiceServer) mustEmbedUnimplementedClusterServiceServer() {}
 func (UnimplementedClusterServiceServer) testEmbeddedByValue()                        {}
@@ -218,6 +254,42 @@ func _ClusterService_WatchReceipt_Handler(srv interface{}, stream grpc.ServerStr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ClusterService_WatchReceiptServer = grpc.ServerStreamingServer[WatchReceiptResponse]
 
+func _ClusterService_GetReceipt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetReceiptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).GetReceipt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_GetReceipt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).GetReceipt(ctx, req.(*GetReceiptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_ListReceipts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListReceiptsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).ListReceipts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_ListReceipts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).ListReceipts(ctx, req.(*ListReceiptsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ClusterService_ServiceDesc is the grpc.ServiceDesc for ClusterService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -232,6 +304,14 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListMembers",
 			Handler:    _ClusterService_ListMembers_Handler,
+		},
+		{
+			MethodName: "GetReceipt",
+			Handler:    _ClusterService_GetReceipt_Handler,
+		},
+		{
+			MethodName: "ListReceipts",
+			Handler:    _ClusterService_ListReceipts_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
