@@ -177,6 +177,8 @@ func TestReceipts(t *testing.T) {
 	if last == nil || !last.Complete || len(last.Acknowledged) != 2 || len(last.Lagging) != 1 || last.Lagging[0].NodeId != dead.id() || last.Lagging[0].Live {
 		t.Errorf("the last: %+v", last)
 	}
+	w.eventuallyReceipt(at, keyring.ReceiptLive) // a commit of its own, which raises the revision
+	w.everybodyReports(dead)
 	status, err := w.Status(t.Context())
 	must(t, err)
 	lags := map[string]uint64{}
