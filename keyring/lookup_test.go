@@ -61,17 +61,20 @@ func TestFindKey(t *testing.T) {
 		"k3": {ID: "k3", Name: "twice", State: keyring.KeyActive},
 		"k4": {ID: "k4", Name: "twice", State: keyring.KeySuspended},
 		"k5": {ID: "k5", Name: "gone", State: keyring.KeyRevoked},
+		"k6": {ID: "k6", Name: "leaked", State: keyring.KeyRetiring, Successor: "k7"},
+		"k7": {ID: "k7", Name: "leaked", State: keyring.KeyRevoked, Predecessor: "k6"},
 	}})
 	for name, tc := range map[string]struct {
 		ask, want string
 		kind      fault.Kind
 	}{
-		"by id":                 {"k1", "k1", 0},
-		"a name and its newest": {"edge", "k2", 0},
-		"a revoked one":         {"gone", "k5", 0},
-		"an ambiguous name":     {"twice", "", fault.Conflict},
-		"an unknown name":       {"x", "", fault.NotFound},
-		"nothing":               {"", "", fault.NotFound},
+		"by id":                  {"k1", "k1", 0},
+		"a name and its newest":  {"edge", "k2", 0},
+		"a revoked one":          {"gone", "k5", 0},
+		"one revoked at its end": {"leaked", "k7", 0},
+		"an ambiguous name":      {"twice", "", fault.Conflict},
+		"an unknown name":        {"x", "", fault.NotFound},
+		"nothing":                {"", "", fault.NotFound},
 	} {
 		k, err := s.FindKey(tc.ask)
 		if tc.want == "" && !fault.Is(err, tc.kind) || tc.want != "" && (err != nil || k.ID != tc.want) {

@@ -145,6 +145,7 @@ func (c *Controller) Rebind(ctx context.Context, nodeID string, source netip.Add
 		return nil
 	})
 	if err != nil {
+		c.Logger.Warn("re-binding refused", "node", nodeID, "from", req.FromKey, "to", req.ToKey, "error", err)
 		return at, err
 	}
 	if after.BoundKey != before.BoundKey {
