@@ -248,3 +248,19 @@ func TestFromWhereANodeMaySpeak(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a node sends: only its own signature over that very step verifies.
+func FuzzVerifyRebind(f *testing.F) {
+	n := keyring.Node{ID: "n-fuzz", PublicKey: public("fuzz")}
+	good := ed25519.Sign(private("fuzz"), keyring.RebindMessage("m", n.ID, "a", "b"))
+	f.Add("a", "b", good)
+	f.Add("a", "b", good[1:])
+	f.Add("", "", []byte{})
+	f.Add("a\x00\x00\x00\x01b", "", good)
+	f.Fuzz(func(t *testing.T, from, to string, signature []byte) {
+		err := keyring.VerifyRebind("m", &n, from, to, signature)
+		if mine := from == "a" && to == "b" && bytes.Equal(signature, good); (err == nil) != mine {
+			t.Fatalf("from %q to %q: %v", from, to, err)
+		}
+	})
+}

@@ -73,6 +73,8 @@ func TestARotatedKeysNodesBindToItsSuccessor(t *testing.T) {
 	if n := b.Node(); n.State != iapmeshv1.NodeState_NODE_STATE_QUARANTINED || n.BoundKey != third.ID || n.RebindTo != fresh.ID {
 		t.Errorf("quarantined, with a word: %s, bound to %s, may bind to %s", n.State, n.BoundKey, n.RebindTo)
 	}
+	b.Stop() // it waits for its release also after a restart
+	b.Start()
 	b.Release()
 	eventuallyBound(mesh, b, fresh)
 	if !a.Running() || !b.Running() {
@@ -150,7 +152,6 @@ func TestANodeComesFromItsKeysAddressesAlone(t *testing.T) {
 	t.Parallel()
 	mesh := nodetest.Start(t, "eu-west")
 	inside := mesh.IssueKey("inside", func(r *iapmeshv1.IssueKeyRequest) { r.SourceCidrs = []string{"127.0.0.2/32"} })
-	outside := mesh.IssueKey("outside", func(r *iapmeshv1.IssueKeyRequest) { r.SourceCidrs = []string{"127.0.0.9/32"} })
 	a := mesh.AddNodeWith("a", nodetest.NodeOptions{Key: inside, From: "127.0.0.2"})
 	ana := a.SignIn("ana@example.com")
 	live := func() bool {
@@ -183,15 +184,6 @@ func TestANodeComesFromItsKeysAddressesAlone(t *testing.T) {
 	a.Start()
 	mesh.Eventually("it is heard again", live)
 	a.Serves(ana, http.StatusOK)
-
-	// It binds to no key under which it could not come from there.
-	if err := a.AllowRebind(outside); err != nil { // the operator cannot know from where it comes
-		t.Fatal(err)
-	}
-	mesh.RotateKey(inside.ID) // something else that it sees
-	if n := a.Node(); n.BoundKey == outside.ID {
-		t.Error("it is bound to a key of other addresses")
-	}
 }
 
 func TestQuorumIsKept(t *testing.T) {

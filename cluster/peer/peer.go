@@ -3,8 +3,9 @@
 //
 // Invariants. Between enrolled nodes the record is the trust: a peer is accepted if its certificate's key is that of a node/<id>
 // in the local view, neither revoked nor quarantined nor departed, with the role that the protocol needs, and if the SPIFFE ID
-// in the certificate names that same record. That a certificate chains to the mesh CA proves nothing here, and its expiry is not
-// asked for: a mesh that was switched off for a week starts again. Only a party that has no view yet (a joiner, a command line)
+// in the certificate names that same record. A node that dials a Port does so from the addresses that its provisioning key names, if it
+// names any. That a certificate chains to the mesh CA proves nothing here, and its expiry is not asked for: a mesh that was
+// switched off for a week starts again. Only a party that has no view yet (a joiner, a command line)
 // verifies by chain and expiry, against a pinned root or a fixed bundle. A connection outlives no trust: on each new view
 // Recheck ends those whose peer may no longer speak. TLS 1.3 only, no session tickets, no early data; what negotiates none of
 // the registered protocols is refused.

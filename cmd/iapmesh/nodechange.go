@@ -35,7 +35,7 @@ func newNodeActCommand(c *cli, act nodeAct) *cobra.Command {
 			}
 			answer, receipt, err := act.do(cmd, args[0], reason)
 			if err != nil {
-				return nodeHint(err)
+				return nodeHint(err, args[0])
 			}
 			if *receipt, err = c.awaitReceipt(cmd.Context(), *receipt, wait); err != nil {
 				return err
@@ -93,7 +93,7 @@ func newNodesRemoveCommand(c *cli) *cobra.Command {
 		use: "remove NODE", short: "Say that a node is gone: its place is free, what it signed stays good",
 		long: `Say that a node is gone, without waiting seven days: it departs, for good, and its place under its key's --max-active is free. The
 sessions that it signed count until they expire; if it may be in wrong hands, revoke it instead. If it still runs, it ends.
-A node that you can log in to leaves by itself: iapmesh leave.`,
+A quarantined node cannot be removed: it is released or revoked. A node that you can log in to leaves by itself: iapmesh leave.`,
 		example: "  iapmesh nodes remove px-1 --reason \"the machine is no more\"",
 		do: func(cmd *cobra.Command, node, reason string) (nodeAnswer, **iapmeshv1.Receipt, error) {
 			resp, err := unary(cmd.Context(), c, iapmeshv1.NewNodeServiceClient, iapmeshv1.NodeServiceClient.RemoveNode, &iapmeshv1.RemoveNodeRequest{Node: node, Reason: reason})

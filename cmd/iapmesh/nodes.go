@@ -80,16 +80,20 @@ func newNodesShowCommand(c *cli) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			resp, err := unary(cmd.Context(), c, iapmeshv1.NewNodeServiceClient, iapmeshv1.NodeServiceClient.GetNode, &iapmeshv1.GetNodeRequest{Node: args[0]})
 			if err != nil {
-				return nodeHint(err)
+				return nodeHint(err, args[0])
 			}
 			return c.print(resp, func(t *table) { nodeTable(t, resp) })
 		},
 	}
 }
 
-func nodeHint(err error) error {
-	if fault.Is(err, fault.NotFound) {
-		return hint(err, "iapmesh nodes list --all shows them all.")
+// nodeHint says where to look at what a node is; a key that is not there is named by the error itself.
+func nodeHint(err error, node string) error {
+	switch {
+	case fault.Is(err, fault.NotFound):
+		return hint(err, "iapmesh nodes list --all and iapmesh key list show what there is.")
+	case fault.Is(err, fault.Conflict):
+		return hint(err, "iapmesh nodes show %s says what it is now.", node)
 	}
 	return err
 }

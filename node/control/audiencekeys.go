@@ -55,6 +55,7 @@ func (c *Controller) rekey(ctx context.Context, by, name string, wanting func(*k
 		}
 		members := wanted(t.View.Keyring.Nodes, t.View.Keyring.Audiences)[name]
 		version = a.Version + 1
+		t.receipt("audience.rotate", name, by)
 		if _, extra := compareMembers(a, members); len(extra) > 0 {
 			return c.expel(t, a, members) // somebody has gone whom the leader has not come to yet: this is more
 		}

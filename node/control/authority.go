@@ -21,7 +21,9 @@ import (
 // revision on, and the leader lets it issue once every live node has that.
 func (c *Controller) RotateAuthority(ctx context.Context, by string) (serial string, at revision.Revision, err error) {
 	at, err = c.update(ctx, "rotate the CA", func(t *tx) error {
-		serial, err = c.prepareAuthority(t)
+		if serial, err = c.prepareAuthority(t); err == nil {
+			t.receipt("ca.prepare", serial, by)
+		}
 		return err
 	})
 	if err != nil {

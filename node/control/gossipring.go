@@ -95,6 +95,7 @@ func (c *Controller) RotateGossipKey(ctx context.Context, by string) (revision.R
 		if err != nil {
 			return err
 		}
+		t.receipt("gossip.install", keyring.SecretGossipRing, by)
 		return c.beginRing(t, key, key)
 	})
 	if err == nil {

@@ -65,6 +65,7 @@ func (c *Controller) RevokeByHolder(ctx context.Context, req *iapmeshv1.RelayRev
 		})
 		if err == nil && !already {
 			t.put(state.PutKey(&revoked))
+			t.receipt("key.revoke", revoked.ID, by).Reason = asked.Reason
 		}
 		return err
 	})
@@ -73,7 +74,7 @@ func (c *Controller) RevokeByHolder(ctx context.Context, req *iapmeshv1.RelayRev
 	}
 	if !already {
 		c.record(ctx, audit.KindRevocation, by, map[string]string{
-			"action": "key.revoke", "key": revoked.ID, "name": revoked.Name, "cascade": string(keyring.CascadeKeep), "reason": asked.Reason, "source": source.String(),
+			"action": "key.revoke", "key": revoked.ID, "name": revoked.Name, "cascade": string(keyring.CascadeKeep), "reason": asked.Reason, "source": source.String(), "receipt": c.ReceiptID(at),
 		})
 		c.Logger.Warn("key revoked by whoever holds it", "key", revoked.ID, "name", revoked.Name, "source", source.String())
 	}

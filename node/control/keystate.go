@@ -40,12 +40,13 @@ func (c *Controller) moveKey(ctx context.Context, by string, m keyMove) (*keyrin
 			return err
 		}
 		t.put(state.PutKey(&after))
+		t.receipt("key."+m.verb, after.ID, by).Reason = m.reason
 		return nil
 	})
 	if err != nil {
 		return nil, at, err
 	}
-	c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "key." + m.verb, "key": after.ID, "name": after.Name, "reason": m.reason, "state": string(after.State)})
+	c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "key." + m.verb, "key": after.ID, "name": after.Name, "reason": m.reason, "state": string(after.State), "receipt": c.ReceiptID(at)})
 	return &after, at, nil
 }
 
@@ -76,12 +77,13 @@ func (c *Controller) ApproveKey(ctx context.Context, by, ref string) (approved, 
 			t.put(state.PutKey(retired))
 		}
 		approved, predecessor = &active, retired
+		t.receipt("key.approve", active.ID, by)
 		return nil
 	})
 	if err != nil {
 		return nil, nil, at, err
 	}
-	detail := map[string]string{"action": "key.approve", "key": approved.ID, "name": approved.Name, "grants": joined(approved.Grants), "issued_by": approved.CreatedBy}
+	detail := map[string]string{"action": "key.approve", "key": approved.ID, "name": approved.Name, "grants": joined(approved.Grants), "issued_by": approved.CreatedBy, "receipt": c.ReceiptID(at)}
 	if predecessor != nil {
 		detail["predecessor"] = predecessor.ID
 	}

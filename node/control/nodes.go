@@ -87,6 +87,7 @@ func (c *Controller) changeNode(ctx context.Context, act nodeAct, ref string, ru
 		}
 		if changed = after.State != n.State || after.RebindTo != n.RebindTo; changed {
 			t.put(state.PutNode(&after))
+			t.receipt(act.action, id, act.by).Reason = act.reason
 		}
 		return nil
 	})
@@ -94,7 +95,7 @@ func (c *Controller) changeNode(ctx context.Context, act nodeAct, ref string, ru
 		return nil, at, err
 	}
 	if changed {
-		detail := map[string]string{"action": act.action, "node": after.ID, "name": after.Name, "state": string(after.State), "reason": act.reason, "revision": at.String()}
+		detail := map[string]string{"action": act.action, "node": after.ID, "name": after.Name, "state": string(after.State), "reason": act.reason, "revision": at.String(), "receipt": c.ReceiptID(at)}
 		if after.RebindTo != "" {
 			detail["rebind_to"] = after.RebindTo
 		}
@@ -145,6 +146,7 @@ func (c *Controller) Rebind(ctx context.Context, nodeID string, source netip.Add
 		return nil
 	})
 	if err != nil {
+		c.Logger.Warn("re-binding refused", "node", nodeID, "from", req.FromKey, "to", req.ToKey, "error", err)
 		return at, err
 	}
 	if after.BoundKey != before.BoundKey {
