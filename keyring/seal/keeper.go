@@ -56,11 +56,11 @@ func (d Directory) ValidURL(raw string) error {
 	if len(raw) > maxURL {
 		return fault.New(fault.Invalid, "seal URL: %d bytes, at most %d", len(raw), maxURL)
 	}
-	scheme, rest, _ := strings.Cut(raw, "://")
+	scheme, rest, isURL := strings.Cut(raw, "://")
 	switch _, known := d.Openers[scheme]; {
 	case scheme == localsecrets.Scheme && rest == "":
 		return fault.New(fault.Invalid, "seal %s: the key is missing (an empty one would be made up and lost)", shown(raw))
-	case local(raw) || known:
+	case isURL && (local(raw) || known):
 	default:
 		return fault.New(fault.Invalid, "seal %s: unknown scheme; want %s", shown(raw), d.schemes())
 	}

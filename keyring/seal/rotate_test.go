@@ -236,6 +236,24 @@ func TestAFailedRotationChangesNothing(t *testing.T) {
 	}
 }
 
+func TestAURLOfAServiceHoldsNoCredentials(t *testing.T) {
+	t.Parallel()
+	d := seal.Directory{Path: t.TempDir(), Openers: map[string]secrets.KeeperURLOpener{"broken": brokenOpener{}}}
+	for _, raw := range []string{"broken://ana:hunter2@k", "broken://hunter2@k", "broken://", "broken:///", "broken://%zzhunter2", "rot13://ana:hunter2@k", "broken"} {
+		err := d.ValidURL(raw)
+		if !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", raw, err)
+		}
+		d.URLs = []string{raw}
+		if _, err := d.Create(t.Context()); !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: create: %v", raw, err)
+		}
+	}
+	if err := d.ValidURL("broken://alias/k?region=eu-west-1"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestADirectoryThatDoesNotOpenIsNotRotated(t *testing.T) {
 	t.Parallel()
 	d := newSealedDir(t, "file://seal.key")
