@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"gocloud.dev/secrets"
 	"gocloud.dev/secrets/localsecrets"
@@ -226,6 +227,9 @@ func write(path string, content []byte, place func(from, to string) error) error
 	}
 	defer os.Remove(f.Name()) // after a rename there is nothing to remove
 	_, err = f.Write(content)
+	if err == nil {
+		err = keepOwner(f, path)
+	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
@@ -233,6 +237,24 @@ func write(path string, content []byte, place func(from, to string) error) error
 		return err
 	}
 	return syncDir(dir)
+}
+
+// keepOwner gives a file that root writes to whom the file in its place belongs, or else the directory: the node's user reads it next.
+func keepOwner(f *os.File, path string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		if info, err = os.Stat(filepath.Dir(path)); err != nil {
+			return err
+		}
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return nil
+	}
+	return f.Chown(int(owner.Uid), int(owner.Gid))
 }
 
 // temporary reports whether a file is what write had not yet put in the place of base: "." base "-" and digits.

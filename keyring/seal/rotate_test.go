@@ -190,6 +190,31 @@ func TestAnyOneOfSeveralKeepersOpens(t *testing.T) {
 	}
 }
 
+func TestRootRotatesForTheNodesUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	d := newSealedDir(t, "file://seal.key")
+	for _, name := range []string{"", "seal.key", seal.FileName} {
+		if err := os.Chown(filepath.Join(d.Path, name), 12345, 12346); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.Rotate(t.Context(), []string{"file://seal.key", "file://second.key"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"seal.key", "second.key", seal.FileName} {
+		info, err := os.Stat(filepath.Join(d.Path, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner := info.Sys().(*syscall.Stat_t); owner.Uid != 12345 || owner.Gid != 12346 {
+			t.Errorf("%s belongs to %d:%d", name, owner.Uid, owner.Gid)
+		}
+	}
+}
+
 // brokenOpener is a service that does not answer.
 type brokenOpener struct{ seal.Directory }
 
