@@ -228,7 +228,7 @@ func write(path string, content []byte, place func(from, to string) error) error
 	defer os.Remove(f.Name()) // after a rename there is nothing to remove
 	_, err = f.Write(content)
 	if err == nil {
-		err = keepOwner(f, path)
+		err = keepOwner(f, strings.TrimSuffix(path, nextSuffix)) // a successor is like what it succeeds
 	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
