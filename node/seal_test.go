@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring/seal"
 	"github.com/iapmesh/iapmesh/node"
 	"github.com/iapmesh/iapmesh/node/nodetest"
 )
@@ -170,6 +171,20 @@ func probe(t *testing.T, c node.Config, path string) string {
 	var body bytes.Buffer
 	_, _ = body.ReadFrom(resp.Body)
 	return fmt.Sprint(resp.StatusCode, " ", strings.TrimSpace(body.String()))
+}
+
+func TestAnotherKeeperOpensWhereTheServiceDoesNot(t *testing.T) {
+	vault, c := founder(t)
+	key := seal.KeyFileURL(filepath.Join(t.TempDir(), "recovery.key"))
+	c.Seal = append(c.Seal, key)
+	if _, err := node.Init(t.Context(), node.InitConfig{Config: c, TrustDomain: "mesh.test", Admin: "ana"}); err != nil {
+		t.Fatal(err)
+	}
+	vault.answer(http.StatusServiceUnavailable)
+	log := new(logbook)
+	if _, err := node.NewIn(t.Context(), c, node.Env{Logger: slog.New(slog.NewTextHandler(log, nil))}); err != nil || log.count("keeper="+key) != 1 {
+		t.Errorf("%v", err)
+	}
 }
 
 func TestWaitingEndsWhereItDoesNotHelp(t *testing.T) {

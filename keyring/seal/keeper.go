@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"gocloud.dev/secrets"
 	"gocloud.dev/secrets/localsecrets"
@@ -56,11 +57,11 @@ func (d Directory) ValidURL(raw string) error {
 	if len(raw) > maxURL {
 		return fault.New(fault.Invalid, "seal URL: %d bytes, at most %d", len(raw), maxURL)
 	}
-	scheme, rest, _ := strings.Cut(raw, "://")
+	scheme, rest, isURL := strings.Cut(raw, "://")
 	switch _, known := d.Openers[scheme]; {
 	case scheme == localsecrets.Scheme && rest == "":
 		return fault.New(fault.Invalid, "seal %s: the key is missing (an empty one would be made up and lost)", shown(raw))
-	case local(raw) || known:
+	case isURL && (local(raw) || known):
 	default:
 		return fault.New(fault.Invalid, "seal %s: unknown scheme; want %s", shown(raw), d.schemes())
 	}
@@ -226,6 +227,9 @@ func write(path string, content []byte, place func(from, to string) error) error
 	}
 	defer os.Remove(f.Name()) // after a rename there is nothing to remove
 	_, err = f.Write(content)
+	if err == nil {
+		err = keepOwner(f, strings.TrimSuffix(path, nextSuffix)) // a successor is like what it succeeds
+	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
@@ -233,6 +237,24 @@ func write(path string, content []byte, place func(from, to string) error) error
 		return err
 	}
 	return syncDir(dir)
+}
+
+// keepOwner gives a file that root writes to whom the file in its place belongs, or else the directory: the node's user reads it next.
+func keepOwner(f *os.File, path string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		if info, err = os.Stat(filepath.Dir(path)); err != nil {
+			return err
+		}
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return nil
+	}
+	return f.Chown(int(owner.Uid), int(owner.Gid))
 }
 
 // temporary reports whether a file is what write had not yet put in the place of base: "." base "-" and digits.

@@ -121,7 +121,10 @@ func (d Directory) lock() (unlock func(), err error) {
 	if err := unix.Flock(int(h.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(fault.New(fault.Conflict, "data directory %s: another rotation of its seal runs", d.Path), h.Close())
 	}
-	return func() { _ = h.Close() }, nil // which unlocks it
+	return func() {
+		_ = unix.Flock(int(h.Fd()), unix.LOCK_UN) // closing alone would leave it to a child that another goroutine is just starting
+		h.Close()
+	}, nil
 }
 
 // open finds the data key, and what each wrap is worth.

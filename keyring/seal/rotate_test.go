@@ -190,6 +190,31 @@ func TestAnyOneOfSeveralKeepersOpens(t *testing.T) {
 	}
 }
 
+func TestRootRotatesForTheNodesUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	d := newSealedDir(t, "file://seal.key")
+	for _, name := range []string{"", "seal.key", seal.FileName} {
+		if err := os.Chown(filepath.Join(d.Path, name), 12345, 12346); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.Rotate(t.Context(), []string{"file://seal.key", "file://second.key"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"seal.key", "second.key", seal.FileName} {
+		info, err := os.Stat(filepath.Join(d.Path, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner := info.Sys().(*syscall.Stat_t); owner.Uid != 12345 || owner.Gid != 12346 {
+			t.Errorf("%s belongs to %d:%d", name, owner.Uid, owner.Gid)
+		}
+	}
+}
+
 // brokenOpener is a service that does not answer.
 type brokenOpener struct{ seal.Directory }
 
@@ -233,6 +258,24 @@ func TestAFailedRotationChangesNothing(t *testing.T) {
 				t.Errorf("left behind: %s", diff)
 			}
 		})
+	}
+}
+
+func TestAURLOfAServiceHoldsNoCredentials(t *testing.T) {
+	t.Parallel()
+	d := seal.Directory{Path: t.TempDir(), Openers: map[string]secrets.KeeperURLOpener{"broken": brokenOpener{}}}
+	for _, raw := range []string{"broken://ana:hunter2@k", "broken://hunter2@k", "broken://", "broken:///", "broken://%zzhunter2", "rot13://ana:hunter2@k", "broken"} {
+		err := d.ValidURL(raw)
+		if !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", raw, err)
+		}
+		d.URLs = []string{raw}
+		if _, err := d.Create(t.Context()); !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: create: %v", raw, err)
+		}
+	}
+	if err := d.ValidURL("broken://alias/k?region=eu-west-1"); err != nil {
+		t.Error(err)
 	}
 }
 
