@@ -126,7 +126,7 @@ Profiles learn the new root with "iapmesh admin renew". At most 4 authorities ar
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the new authority issues, and show who has acknowledged it")
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the new authority issues and every live node knows that, and show who has acknowledged it")
 	cmd.Flags().DurationVar(&patience, "wait-timeout", 5*time.Minute, "with --wait: give up after this time")
 	return cmd
 }
@@ -147,7 +147,7 @@ func (c *cli) awaitAuthority(ctx context.Context, serial string, patience time.D
 			if lag := laggards(a.Receipt); len(lag) > 0 {
 				line += ", lagging: " + strings.Join(lag, ", ")
 			}
-			return line, a.Authority.GetState() != iapmeshv1.AuthorityState_AUTHORITY_STATE_PREPARED, nil
+			return line, a.Authority.GetState() != iapmeshv1.AuthorityState_AUTHORITY_STATE_PREPARED && a.Receipt.GetComplete(), nil
 		}
 		return "", false, fault.New(fault.NotFound, "no authority %s", serial)
 	})

@@ -86,7 +86,7 @@ live node has the one before, so that nobody is taken for dead meanwhile. It als
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the old key is gone, and show each step")
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every live node has forgotten the old key, and show each step")
 	cmd.Flags().DurationVar(&patience, "wait-timeout", 5*time.Minute, "with --wait: give up after this time")
 	return cmd
 }
@@ -102,7 +102,7 @@ func (c *cli) awaitRing(ctx context.Context, patience time.Duration) (ring *iapm
 		if lag := laggards(receipt); len(lag) > 0 {
 			line += ", lagging: " + strings.Join(lag, ", ")
 		}
-		return line, ring.GetPhase() == iapmeshv1.GossipRingPhase_GOSSIP_RING_PHASE_STEADY, nil
+		return line, ring.GetPhase() == iapmeshv1.GossipRingPhase_GOSSIP_RING_PHASE_STEADY && receipt.GetComplete(), nil
 	})
 	if errors.Is(err, errPatience) {
 		err = hint(fault.New(fault.Unavailable, "wait for the new gossip key: not within %v", patience),
