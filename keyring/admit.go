@@ -80,6 +80,9 @@ func ruleState(k *Key, f *JoinFacts) error {
 	case KeySuspended:
 		return refuse(k, "suspended by an operator")
 	case KeyPending:
+		if k.Proposed() { // the joiner got it from where the rotator has just put it
+			return fault.New(fault.Unavailable, "key %s: it is about to become active, in the place of %s: try again", k.ID, k.Predecessor)
+		}
 		return refuse(k, "pending: an operator has yet to activate it")
 	}
 	return refuse(k, "in unknown state %q", string(k.State))

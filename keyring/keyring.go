@@ -74,6 +74,12 @@ type Key struct {
 	Cascade       Cascade
 	RevokedAt     time.Time
 	RecentUses    []Use // newest last, at most MaxRecentUses
+
+	RotateEvery     time.Duration // 0: no schedule
+	RotateGrace     time.Duration // for how long a predecessor that its schedule retired still admits
+	Rotator         string        // id of the node that makes the successors, and has the secrets stored
+	RotateRequested bool          // an operator asked the rotator to act now
+	ProposedBy      string        // id of the rotator that made this key; empty: an operator issued it
 }
 
 // MaxRecentUses bounds Key.RecentUses.

@@ -12,9 +12,10 @@ func keyConflict(k *Key, what string) error {
 	return fault.New(fault.Conflict, "key %s: %s: it is %s", k.ID, what, k.State)
 }
 
-// ActivateKey turns pending into active. Another state is a Conflict.
+// ActivateKey turns pending into active. Another state is a Conflict, and so is a rotator's proposal: only CompleteRotation knows that
+// its secret is kept.
 func ActivateKey(k Key, now time.Time) (Key, error) {
-	if k.State != KeyPending {
+	if k.State != KeyPending || k.Proposed() {
 		return k, keyConflict(&k, "activate")
 	}
 	k.State = KeyActive
@@ -68,37 +69,19 @@ type RotateRequest struct {
 	Now                time.Time
 }
 
-// RotateKey makes the key's successor, of the same name and scope with all uses before it, and sends the key into retirement.
+// RotateKey makes the key's successor, of the same name, scope and schedule with all uses before it, and sends the key into retirement.
 // Only active, exhausted and expired keys rotate.
 func RotateKey(k Key, r RotateRequest) (predecessor, successor Key, err error) {
-	switch k.State {
-	case KeyActive, KeyExhausted, KeyExpired:
-	default:
+	if !k.succeedable() {
 		return k, Key{}, keyConflict(&k, "rotate")
 	}
 	if r.Grace < 0 || r.Grace > MaxGrace {
 		return k, Key{}, fault.New(fault.Invalid, "grace: %v, want at most %v", r.Grace, MaxGrace)
 	}
-	ttl := r.TTL
-	if ttl == 0 {
-		ttl = k.ExpiresAt.Sub(k.NotBefore)
-	}
-	successor, err = IssueKey(KeyRequest{
-		PublicKey: r.SuccessorPublicKey, Name: k.Name, Grants: k.Grants, Regions: k.Regions, RouteSelector: k.RouteSelector,
-		SourceCIDRs: k.SourceCIDRs, TTL: ttl, MaxUses: &k.MaxUses, MaxActive: k.MaxActive, By: r.By, Now: r.Now,
-	})
-	if err != nil {
+	if successor, err = succeed(&k, r); err != nil {
 		return k, Key{}, err
 	}
-	if successor.ID == k.ID {
-		return k, Key{}, fault.New(fault.Invalid, "successor_public_key: key %s cannot succeed itself", k.ID)
-	}
-	successor.Predecessor, k.Successor, k.GraceUntil = k.ID, successor.ID, r.Now.Add(r.Grace)
-	k.State = KeyRetiring
-	if r.Grace == 0 {
-		k.State = KeyRetired
-	}
-	return k, successor, nil
+	return retire(k, &successor, r.Grace, r.Now), successor, nil
 }
 
 // RevokeRequest says how a key is revoked.

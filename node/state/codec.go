@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/iapmesh/iapmesh/cluster/store"
@@ -31,6 +32,14 @@ func Time(s *timestamppb.Timestamp) time.Time {
 		return time.Time{}
 	}
 	return s.AsTime()
+}
+
+// span writes a time span; none is nil.
+func span(d time.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(d)
 }
 
 // RevisionProto writes a revision.
@@ -69,6 +78,7 @@ func KeyProto(k *keyring.Key) *iapmeshv1.ProvisioningKey {
 		NotBefore: Stamp(k.NotBefore), ExpiresAt: Stamp(k.ExpiresAt), MaxUses: k.MaxUses, MaxActive: k.MaxActive, Uses: k.Uses,
 		State: keyStates.proto(k.State), Predecessor: k.Predecessor, Successor: k.Successor, GraceUntil: Stamp(k.GraceUntil),
 		CreatedBy: k.CreatedBy, CreatedAt: Stamp(k.CreatedAt), Reason: k.Reason, Cascade: cascades.proto(k.Cascade), RevokedAt: Stamp(k.RevokedAt),
+		RotateEvery: span(k.RotateEvery), RotateGrace: span(k.RotateGrace), Rotator: k.Rotator, RotateRequested: k.RotateRequested, ProposedBy: k.ProposedBy,
 	}
 	for _, c := range k.SourceCIDRs {
 		p.SourceCidrs = append(p.SourceCidrs, c.String())
@@ -86,6 +96,7 @@ func KeyOf(p *iapmeshv1.ProvisioningKey) (*keyring.Key, error) {
 		NotBefore: Time(p.NotBefore), ExpiresAt: Time(p.ExpiresAt), MaxUses: p.MaxUses, MaxActive: p.MaxActive, Uses: p.Uses,
 		State: keyStates.domain(p.State), Predecessor: p.Predecessor, Successor: p.Successor, GraceUntil: Time(p.GraceUntil),
 		CreatedBy: p.CreatedBy, CreatedAt: Time(p.CreatedAt), Reason: p.Reason, Cascade: cascades.domain(p.Cascade), RevokedAt: Time(p.RevokedAt),
+		RotateEvery: p.RotateEvery.AsDuration(), RotateGrace: p.RotateGrace.AsDuration(), Rotator: p.Rotator, RotateRequested: p.RotateRequested, ProposedBy: p.ProposedBy,
 	}
 	if len(k.PublicKey) != ed25519.PublicKeySize {
 		return nil, fault.New(fault.Internal, "provisioning key %s: public key of %d bytes", k.ID, len(k.PublicKey))

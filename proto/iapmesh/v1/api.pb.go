@@ -946,6 +946,9 @@ type IssueKeyRequest struct {
 	Ttl           *durationpb.Duration   `protobuf:"bytes,8,opt,name=ttl,proto3" json:"ttl,omitempty"`                               // default 24 h
 	MaxUses       *uint32                `protobuf:"varint,9,opt,name=max_uses,json=maxUses,proto3,oneof" json:"max_uses,omitempty"` // default 1
 	MaxActive     uint32                 `protobuf:"varint,10,opt,name=max_active,json=maxActive,proto3" json:"max_active,omitempty"`
+	RotateEvery   *durationpb.Duration   `protobuf:"bytes,15,opt,name=rotate_every,json=rotateEvery,proto3" json:"rotate_every,omitempty"` // unset: no schedule
+	RotateGrace   *durationpb.Duration   `protobuf:"bytes,16,opt,name=rotate_grace,json=rotateGrace,proto3" json:"rotate_grace,omitempty"`
+	Rotator       string                 `protobuf:"bytes,17,opt,name=rotator,proto3" json:"rotator,omitempty"` // node id or name; with rotate_every
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1048,6 +1051,27 @@ func (x *IssueKeyRequest) GetMaxActive() uint32 {
 		return x.MaxActive
 	}
 	return 0
+}
+
+func (x *IssueKeyRequest) GetRotateEvery() *durationpb.Duration {
+	if x != nil {
+		return x.RotateEvery
+	}
+	return nil
+}
+
+func (x *IssueKeyRequest) GetRotateGrace() *durationpb.Duration {
+	if x != nil {
+		return x.RotateGrace
+	}
+	return nil
+}
+
+func (x *IssueKeyRequest) GetRotator() string {
+	if x != nil {
+		return x.Rotator
+	}
+	return ""
 }
 
 type IssueKeyResponse struct {
@@ -3198,7 +3222,7 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x06region\x18\x03 \x01(\tR\x06region\x120\n" +
 	"\brevision\x18\x04 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
-	"\x04live\x18\x06 \x01(\bR\x04live\"\x86\x03\n" +
+	"\x04live\x18\x06 \x01(\bR\x04live\"\x9c\x04\n" +
 	"\x0fIssueKeyRequest\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x01 \x01(\fR\tpublicKey\x12\x12\n" +
@@ -3213,7 +3237,10 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\bmax_uses\x18\t \x01(\rH\x00R\amaxUses\x88\x01\x01\x12\x1d\n" +
 	"\n" +
 	"max_active\x18\n" +
-	" \x01(\rR\tmaxActiveB\v\n" +
+	" \x01(\rR\tmaxActive\x12<\n" +
+	"\frotate_every\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\vrotateEvery\x12<\n" +
+	"\frotate_grace\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\vrotateGrace\x12\x18\n" +
+	"\arotator\x18\x11 \x01(\tR\arotatorB\v\n" +
 	"\t_max_uses\"p\n" +
 	"\x10IssueKeyResponse\x12-\n" +
 	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12-\n" +
@@ -3493,100 +3520,102 @@ var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	63, // 18: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
 	60, // 19: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
 	58, // 20: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
-	64, // 21: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 22: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	64, // 23: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
-	64, // 24: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	61, // 25: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
-	58, // 26: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
-	58, // 27: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	64, // 28: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	64, // 29: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
-	12, // 30: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	65, // 31: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
-	64, // 32: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	61, // 33: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
-	12, // 34: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	27, // 35: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	66, // 36: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
-	12, // 37: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	59, // 38: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	67, // 39: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
-	12, // 40: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	68, // 41: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	56, // 42: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
-	32, // 43: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
-	12, // 44: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	68, // 45: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	57, // 46: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	69, // 47: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
-	12, // 48: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
-	12, // 49: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
-	0,  // 50: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
-	12, // 51: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
-	43, // 52: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	70, // 53: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	59, // 54: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	71, // 55: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
-	12, // 56: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	72, // 57: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	59, // 58: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	72, // 59: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 60: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	72, // 61: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
-	72, // 62: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 63: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	1,  // 64: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,  // 65: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,  // 66: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10, // 67: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	15, // 68: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	17, // 69: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	19, // 70: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	21, // 71: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	23, // 72: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	25, // 73: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	28, // 74: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	30, // 75: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	33, // 76: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	35, // 77: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	37, // 78: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	39, // 79: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	41, // 80: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	44, // 81: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	46, // 82: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	48, // 83: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	50, // 84: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
-	52, // 85: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
-	54, // 86: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
-	2,  // 87: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,  // 88: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,  // 89: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11, // 90: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	16, // 91: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	18, // 92: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	20, // 93: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	22, // 94: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	24, // 95: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	26, // 96: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	29, // 97: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	31, // 98: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	34, // 99: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	36, // 100: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	38, // 101: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	40, // 102: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	42, // 103: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	45, // 104: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	47, // 105: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	49, // 106: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	51, // 107: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
-	53, // 108: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
-	55, // 109: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
-	87, // [87:110] is the sub-list for method output_type
-	64, // [64:87] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	58, // 21: iapmesh.v1.IssueKeyRequest.rotate_every:type_name -> google.protobuf.Duration
+	58, // 22: iapmesh.v1.IssueKeyRequest.rotate_grace:type_name -> google.protobuf.Duration
+	64, // 23: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12, // 24: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	64, // 25: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
+	64, // 26: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	61, // 27: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
+	58, // 28: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	58, // 29: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	64, // 30: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	64, // 31: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
+	12, // 32: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	65, // 33: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
+	64, // 34: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	61, // 35: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
+	12, // 36: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	27, // 37: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
+	66, // 38: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	12, // 39: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
+	59, // 40: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	67, // 41: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	12, // 42: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
+	68, // 43: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	56, // 44: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	32, // 45: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
+	12, // 46: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	68, // 47: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	57, // 48: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	69, // 49: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	12, // 50: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
+	12, // 51: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
+	0,  // 52: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
+	12, // 53: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
+	43, // 54: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
+	70, // 55: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	59, // 56: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	71, // 57: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	12, // 58: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	72, // 59: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	59, // 60: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	72, // 61: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 62: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	72, // 63: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	72, // 64: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 65: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,  // 66: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,  // 67: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,  // 68: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10, // 69: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	15, // 70: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	17, // 71: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	19, // 72: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	21, // 73: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	23, // 74: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	25, // 75: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	28, // 76: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	30, // 77: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	33, // 78: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	35, // 79: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	37, // 80: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	39, // 81: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	41, // 82: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	44, // 83: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	46, // 84: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	48, // 85: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	50, // 86: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	52, // 87: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	54, // 88: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,  // 89: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,  // 90: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,  // 91: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11, // 92: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	16, // 93: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	18, // 94: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	20, // 95: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	22, // 96: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	24, // 97: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	26, // 98: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	29, // 99: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	31, // 100: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	34, // 101: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	36, // 102: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	38, // 103: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	40, // 104: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	42, // 105: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	45, // 106: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	47, // 107: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	49, // 108: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	51, // 109: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	53, // 110: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	55, // 111: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	89, // [89:112] is the sub-list for method output_type
+	66, // [66:89] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }

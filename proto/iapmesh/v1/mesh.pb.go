@@ -1671,6 +1671,198 @@ func (x *LeaveResponse) GetRevision() *Revision {
 	return nil
 }
 
+type ProposeSuccessorRequest struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	KeyId              string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`                                          // of the predecessor
+	SuccessorPublicKey []byte                 `protobuf:"bytes,2,opt,name=successor_public_key,json=successorPublicKey,proto3" json:"successor_public_key,omitempty"` // Ed25519
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ProposeSuccessorRequest) Reset() {
+	*x = ProposeSuccessorRequest{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeSuccessorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeSuccessorRequest) ProtoMessage() {}
+
+func (x *ProposeSuccessorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeSuccessorRequest.ProtoReflect.Descriptor instead.
+func (*ProposeSuccessorRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ProposeSuccessorRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ProposeSuccessorRequest) GetSuccessorPublicKey() []byte {
+	if x != nil {
+		return x.SuccessorPublicKey
+	}
+	return nil
+}
+
+type ProposeSuccessorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeSuccessorResponse) Reset() {
+	*x = ProposeSuccessorResponse{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeSuccessorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeSuccessorResponse) ProtoMessage() {}
+
+func (x *ProposeSuccessorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeSuccessorResponse.ProtoReflect.Descriptor instead.
+func (*ProposeSuccessorResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ProposeSuccessorResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+type CompleteRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // of the predecessor
+	SuccessorId   string                 `protobuf:"bytes,2,opt,name=successor_id,json=successorId,proto3" json:"successor_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompleteRotationRequest) Reset() {
+	*x = CompleteRotationRequest{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteRotationRequest) ProtoMessage() {}
+
+func (x *CompleteRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompleteRotationRequest.ProtoReflect.Descriptor instead.
+func (*CompleteRotationRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CompleteRotationRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *CompleteRotationRequest) GetSuccessorId() string {
+	if x != nil {
+		return x.SuccessorId
+	}
+	return ""
+}
+
+type CompleteRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompleteRotationResponse) Reset() {
+	*x = CompleteRotationResponse{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteRotationResponse) ProtoMessage() {}
+
+func (x *CompleteRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompleteRotationResponse.ProtoReflect.Descriptor instead.
+func (*CompleteRotationResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CompleteRotationResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
 // GossipMeta is what a member says of itself in gossip, at most 512 bytes. It is never trusted for access.
 type GossipMeta struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1686,7 +1878,7 @@ type GossipMeta struct {
 
 func (x *GossipMeta) Reset() {
 	*x = GossipMeta{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1890,7 @@ func (x *GossipMeta) String() string {
 func (*GossipMeta) ProtoMessage() {}
 
 func (x *GossipMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1903,7 @@ func (x *GossipMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipMeta.ProtoReflect.Descriptor instead.
 func (*GossipMeta) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GossipMeta) GetNodeId() string {
@@ -1871,6 +2063,16 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"\x0e\n" +
 	"\fLeaveRequest\"A\n" +
 	"\rLeaveResponse\x120\n" +
+	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"b\n" +
+	"\x17ProposeSuccessorRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x120\n" +
+	"\x14successor_public_key\x18\x02 \x01(\fR\x12successorPublicKey\"L\n" +
+	"\x18ProposeSuccessorResponse\x120\n" +
+	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"S\n" +
+	"\x17CompleteRotationRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
+	"\fsuccessor_id\x18\x02 \x01(\tR\vsuccessorId\"L\n" +
+	"\x18CompleteRotationResponse\x120\n" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"\xc7\x01\n" +
 	"\n" +
 	"GossipMeta\x12\x17\n" +
@@ -1882,7 +2084,7 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\rproxy_address\x18\x06 \x01(\tR\fproxyAddress2\x8b\x01\n" +
 	"\rEnrollService\x129\n" +
 	"\x04Join\x12\x17.iapmesh.v1.JoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12?\n" +
-	"\x06Locate\x12\x19.iapmesh.v1.LocateRequest\x1a\x1a.iapmesh.v1.LocateResponse2\xce\x04\n" +
+	"\x06Locate\x12\x19.iapmesh.v1.LocateRequest\x1a\x1a.iapmesh.v1.LocateResponse2\x8c\x06\n" +
 	"\vMeshService\x12B\n" +
 	"\aConfirm\x12\x1a.iapmesh.v1.ConfirmRequest\x1a\x1b.iapmesh.v1.ConfirmResponse\x12C\n" +
 	"\tRelayJoin\x12\x1c.iapmesh.v1.RelayJoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12C\n" +
@@ -1892,7 +2094,9 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x12AnnounceSigningKey\x12%.iapmesh.v1.AnnounceSigningKeyRequest\x1a&.iapmesh.v1.AnnounceSigningKeyResponse\x12K\n" +
 	"\n" +
 	"EndSession\x12\x1d.iapmesh.v1.EndSessionRequest\x1a\x1e.iapmesh.v1.EndSessionResponse\x12<\n" +
-	"\x05Leave\x12\x18.iapmesh.v1.LeaveRequest\x1a\x19.iapmesh.v1.LeaveResponseB7Z5github.com/iapmesh/iapmesh/proto/iapmesh/v1;iapmeshv1b\x06proto3"
+	"\x05Leave\x12\x18.iapmesh.v1.LeaveRequest\x1a\x19.iapmesh.v1.LeaveResponse\x12]\n" +
+	"\x10ProposeSuccessor\x12#.iapmesh.v1.ProposeSuccessorRequest\x1a$.iapmesh.v1.ProposeSuccessorResponse\x12]\n" +
+	"\x10CompleteRotation\x12#.iapmesh.v1.CompleteRotationRequest\x1a$.iapmesh.v1.CompleteRotationResponseB7Z5github.com/iapmesh/iapmesh/proto/iapmesh/v1;iapmeshv1b\x06proto3"
 
 var (
 	file_iapmesh_v1_mesh_proto_rawDescOnce sync.Once
@@ -1906,7 +2110,7 @@ func file_iapmesh_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_iapmesh_v1_mesh_proto_rawDescData
 }
 
-var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(*LocateRequest)(nil),              // 0: iapmesh.v1.LocateRequest
 	(*LocateResponse)(nil),             // 1: iapmesh.v1.LocateResponse
@@ -1935,63 +2139,73 @@ var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(*EndSessionResponse)(nil),         // 24: iapmesh.v1.EndSessionResponse
 	(*LeaveRequest)(nil),               // 25: iapmesh.v1.LeaveRequest
 	(*LeaveResponse)(nil),              // 26: iapmesh.v1.LeaveResponse
-	(*GossipMeta)(nil),                 // 27: iapmesh.v1.GossipMeta
-	(Role)(0),                          // 28: iapmesh.v1.Role
-	(*Addresses)(nil),                  // 29: iapmesh.v1.Addresses
-	(*Revision)(nil),                   // 30: iapmesh.v1.Revision
-	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
+	(*ProposeSuccessorRequest)(nil),    // 27: iapmesh.v1.ProposeSuccessorRequest
+	(*ProposeSuccessorResponse)(nil),   // 28: iapmesh.v1.ProposeSuccessorResponse
+	(*CompleteRotationRequest)(nil),    // 29: iapmesh.v1.CompleteRotationRequest
+	(*CompleteRotationResponse)(nil),   // 30: iapmesh.v1.CompleteRotationResponse
+	(*GossipMeta)(nil),                 // 31: iapmesh.v1.GossipMeta
+	(Role)(0),                          // 32: iapmesh.v1.Role
+	(*Addresses)(nil),                  // 33: iapmesh.v1.Addresses
+	(*Revision)(nil),                   // 34: iapmesh.v1.Revision
+	(*timestamppb.Timestamp)(nil),      // 35: google.protobuf.Timestamp
 }
 var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
 	5,  // 0: iapmesh.v1.LocateResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	28, // 1: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
-	29, // 2: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
-	30, // 3: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
+	32, // 1: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
+	33, // 2: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
+	34, // 3: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
 	5,  // 4: iapmesh.v1.JoinResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	30, // 5: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
+	34, // 5: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
 	3,  // 6: iapmesh.v1.RelayJoinRequest.join:type_name -> iapmesh.v1.JoinRequest
 	10, // 7: iapmesh.v1.FollowRequest.start:type_name -> iapmesh.v1.FollowStart
 	11, // 8: iapmesh.v1.FollowRequest.ping:type_name -> iapmesh.v1.Ping
-	30, // 9: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
+	34, // 9: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
 	13, // 10: iapmesh.v1.FollowResponse.change:type_name -> iapmesh.v1.Change
 	15, // 11: iapmesh.v1.FollowResponse.pong:type_name -> iapmesh.v1.Pong
-	30, // 12: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
+	34, // 12: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
 	14, // 13: iapmesh.v1.Change.entries:type_name -> iapmesh.v1.Entry
-	30, // 14: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
-	30, // 15: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
+	34, // 14: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
+	34, // 15: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
 	17, // 16: iapmesh.v1.ReportRequest.report:type_name -> iapmesh.v1.NodeReport
-	30, // 17: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
-	31, // 18: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	31, // 19: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
+	34, // 17: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
+	35, // 18: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	35, // 19: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
 	15, // 20: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
-	30, // 21: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
-	30, // 22: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
-	30, // 23: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
-	28, // 24: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
-	3,  // 25: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
-	0,  // 26: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
-	6,  // 27: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
-	8,  // 28: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
-	9,  // 29: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
-	16, // 30: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
-	19, // 31: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
-	21, // 32: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
-	23, // 33: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
-	25, // 34: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
-	4,  // 35: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
-	1,  // 36: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
-	7,  // 37: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
-	4,  // 38: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
-	12, // 39: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
-	18, // 40: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
-	20, // 41: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
-	22, // 42: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
-	24, // 43: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
-	26, // 44: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
-	35, // [35:45] is the sub-list for method output_type
-	25, // [25:35] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	34, // 21: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
+	34, // 22: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
+	34, // 23: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
+	34, // 24: iapmesh.v1.ProposeSuccessorResponse.revision:type_name -> iapmesh.v1.Revision
+	34, // 25: iapmesh.v1.CompleteRotationResponse.revision:type_name -> iapmesh.v1.Revision
+	32, // 26: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
+	3,  // 27: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
+	0,  // 28: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
+	6,  // 29: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
+	8,  // 30: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
+	9,  // 31: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
+	16, // 32: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
+	19, // 33: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
+	21, // 34: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
+	23, // 35: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
+	25, // 36: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
+	27, // 37: iapmesh.v1.MeshService.ProposeSuccessor:input_type -> iapmesh.v1.ProposeSuccessorRequest
+	29, // 38: iapmesh.v1.MeshService.CompleteRotation:input_type -> iapmesh.v1.CompleteRotationRequest
+	4,  // 39: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
+	1,  // 40: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
+	7,  // 41: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
+	4,  // 42: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
+	12, // 43: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
+	18, // 44: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
+	20, // 45: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
+	22, // 46: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
+	24, // 47: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
+	26, // 48: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
+	28, // 49: iapmesh.v1.MeshService.ProposeSuccessor:output_type -> iapmesh.v1.ProposeSuccessorResponse
+	30, // 50: iapmesh.v1.MeshService.CompleteRotation:output_type -> iapmesh.v1.CompleteRotationResponse
+	39, // [39:51] is the sub-list for method output_type
+	27, // [27:39] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_mesh_proto_init() }
@@ -2014,7 +2228,7 @@ func file_iapmesh_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_mesh_proto_rawDesc), len(file_iapmesh_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
