@@ -27,6 +27,7 @@ func (c *Controller) loop(ctx context.Context) error {
 			{"move signing keys", c.moveSigningKeys},
 			{"rotate assertion keys", c.rotateAssertionKeys},
 			{"sweep", c.sweep},
+			{"close proposals", c.closeProposals},
 			{"promote control nodes", c.promoteVoters},
 		} {
 			v := c.Source.Load()

@@ -211,6 +211,32 @@ func (m *MeshServer) Leave(ctx context.Context, _ *iapmeshv1.LeaveRequest) (*iap
 	return &iapmeshv1.LeaveResponse{Revision: state.RevisionProto(at)}, nil
 }
 
+// ProposeSuccessor implements MeshService.
+func (m *MeshServer) ProposeSuccessor(ctx context.Context, req *iapmeshv1.ProposeSuccessorRequest) (*iapmeshv1.ProposeSuccessorResponse, error) {
+	node, err := m.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	at, err := m.Controller.ProposeSuccessor(ctx, node, req)
+	if err != nil {
+		return nil, err
+	}
+	return &iapmeshv1.ProposeSuccessorResponse{Revision: state.RevisionProto(at)}, nil
+}
+
+// CompleteRotation implements MeshService.
+func (m *MeshServer) CompleteRotation(ctx context.Context, req *iapmeshv1.CompleteRotationRequest) (*iapmeshv1.CompleteRotationResponse, error) {
+	node, err := m.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	at, err := m.Controller.CompleteRotation(ctx, node, req)
+	if err != nil {
+		return nil, err
+	}
+	return &iapmeshv1.CompleteRotationResponse{Revision: state.RevisionProto(at)}, nil
+}
+
 // Admit decides on a join that a control node terminated.
 func (c *Controller) Admit(ctx context.Context, req *iapmeshv1.RelayJoinRequest) (*iapmeshv1.JoinResponse, error) {
 	source, err := netip.ParseAddr(req.SourceAddress)
