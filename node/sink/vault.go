@@ -77,7 +77,7 @@ func (v vault) client() (*api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := api.NewClient(&api.Config{Address: v.Address, HttpClient: h, MaxRetries: 2})
+	client, err := api.NewClient(&api.Config{Address: v.Address, HttpClient: h, MaxRetries: 2, DisableRedirects: true})
 	if err != nil {
 		return nil, err
 	}
