@@ -11,12 +11,17 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
 // LeaderTrailer names the metadata by which a node that does not lead says who does: "<node id> <mesh address>".
 const LeaderTrailer = "iapmesh-leader"
+
+// DecidedTrailer names the metadata by which the leader says that an Unavailable is its own decision: whoever asked it need look for no
+// other leader.
+const DecidedTrailer = "iapmesh-decided"
 
 // NotLeadingError says who leads, as far as this node knows. It is Unavailable, and nothing was written.
 type NotLeadingError struct{ ID, Address string }
@@ -110,7 +115,11 @@ func (m *MeshServer) RelayJoin(ctx context.Context, req *iapmeshv1.RelayJoinRequ
 	if !isControl(v, node) {
 		return nil, fault.New(fault.Denied, "node %s is no control node: it relays no joins", node)
 	}
-	return m.Controller.Admit(ctx, req)
+	resp, err := m.Controller.Admit(ctx, req)
+	if errors.Is(err, keyring.ErrNotYetActive) {
+		_ = grpc.SetTrailer(ctx, metadata.Pairs(DecidedTrailer, "1")) // the joiner is to come again, not the node that relays it
+	}
+	return resp, err
 }
 
 // Follow implements MeshService.
