@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ import (
 
 func newKeyCommand(c *cli) *cobra.Command {
 	cmd := group("key", "Provisioning keys: the credentials by which nodes join",
-		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyRevokeCommand(c))
+		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyScheduleCommand(c), newKeyRevokeCommand(c))
 	cmd.Long = `Provisioning keys are the credentials by which nodes join. The secret half is made here and never sent: the mesh learns the
 public half, and what the key may do.`
 	return cmd
@@ -32,6 +33,7 @@ func newKeyIssueCommand(c *cli) *cobra.Command {
 	var ttl time.Duration
 	var uses uint32
 	var out string
+	var schedule scheduleFlags
 	req := &iapmeshv1.IssueKeyRequest{}
 	cmd := &cobra.Command{
 		Use: "issue", Short: "Issue a key for new nodes",
@@ -41,9 +43,10 @@ func newKeyIssueCommand(c *cli) *cobra.Command {
   iapmesh key issue --name one-node --grant proxy --cidr 10.1.0.0/16 | vault kv put secret/iapmesh key=-`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := required(cmd, "name", "grant"); err != nil {
+			if err := errors.Join(required(cmd, "name", "grant"), schedule.check(cmd)); err != nil {
 				return err
 			}
+			schedule.into(req)
 			var err error
 			if req.Grants, err = parseRoles(grants); err != nil {
 				return err
@@ -67,6 +70,7 @@ func newKeyIssueCommand(c *cli) *cobra.Command {
 	f.Uint32Var(&uses, "max-uses", 1, "how many nodes may join with it; 0: any number")
 	f.Uint32Var(&req.MaxActive, "max-active", 0, "how many of its nodes may be active at once; 0: any number")
 	f.StringVar(&out, "key-out", "", "write the key to this new `FILE`, mode 0600, instead of printing it")
+	schedule.register(cmd)
 	return cmd
 }
 
@@ -296,7 +300,7 @@ func keyTable(t *table, resp *iapmeshv1.GetKeyResponse) {
 	t.row("grants", rolesText(k.Grants))
 	for _, optional := range [][2]string{
 		{"regions", strings.Join(k.Regions, ", ")}, {"routes", k.RouteSelector}, {"from", strings.Join(k.SourceCidrs, ", ")},
-		{"predecessor", k.Predecessor}, {"successor", k.Successor}, {"reason", k.Reason},
+		{"predecessor", k.Predecessor}, {"successor", k.Successor}, {"reason", k.Reason}, {"rotation", scheduleText(k)}, {"made by", k.ProposedBy},
 	} {
 		if optional[1] != "" {
 			t.row(optional[0], optional[1])

@@ -37,15 +37,29 @@ func (c *cli) handOver(secret keyring.ProvisioningSecret, file *secretFile, m pr
 }
 
 func newKeyRotateCommand(c *cli) *cobra.Command {
-	var grace, ttl time.Duration
+	var grace, ttl, patience time.Duration
 	var out string
+	byRotator, wait := false, false
 	cmd := &cobra.Command{
 		Use: "rotate KEY", Short: "Give a key a successor, and retire it after a grace",
 		Long: `Give a key a successor with the same scope. Both serve until the grace ends; nodes of the old one stay bound to it.
-The successor is made here, and printed once or written to --key-out.`,
-		Example: "  iapmesh key rotate us-east-proxies --grace 1h --key-out us-east-2.key",
-		Args:    exactArgs("KEY"),
+The successor is made here, and printed once or written to --key-out; or, with --by-rotator, by the node that the key's schedule names,
+which puts it where its node.yaml says.`,
+		Example: `  iapmesh key rotate us-east-proxies --grace 1h --key-out us-east-2.key
+  iapmesh key rotate us-east-proxies --by-rotator --wait`,
+		Args: exactArgs("KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if byRotator {
+				for _, other := range []string{"grace", "ttl", "key-out"} {
+					if cmd.Flags().Changed(other) {
+						return usagef("--%s does not go with --by-rotator: the key's schedule says", other)
+					}
+				}
+				return c.rotateByRotator(cmd.Context(), args[0], wait, patience)
+			}
+			if wait {
+				return usagef("--wait goes with --by-rotator")
+			}
 			req := &iapmeshv1.RotateKeyRequest{Key: args[0], Grace: durationpb.New(grace)}
 			if ttl != 0 {
 				req.Ttl = durationpb.New(ttl)
@@ -56,6 +70,9 @@ The successor is made here, and printed once or written to --key-out.`,
 	cmd.Flags().DurationVar(&grace, "grace", time.Hour, "how long the old key goes on to admit nodes")
 	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long nodes may join with the successor (default: as long as with the old key)")
 	cmd.Flags().StringVar(&out, "key-out", "", "write the successor to this new `FILE`, mode 0600, instead of printing it")
+	cmd.Flags().BoolVar(&byRotator, "by-rotator", false, "let the node that the key's schedule names make the successor, now")
+	cmd.Flags().BoolVar(&wait, "wait", false, "with --by-rotator: wait until the successor is active")
+	cmd.Flags().DurationVar(&patience, "wait-timeout", 5*time.Minute, "with --wait: give up after this time")
 	return cmd
 }
 
@@ -72,6 +89,10 @@ func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, ou
 	return c.handOver(secret, file, resp, func(t *table) {
 		t.line("%s is retiring; it admits nodes until %s", resp.Predecessor.Id, resp.Predecessor.GraceUntil.AsTime().Format(time.RFC3339))
 		t.line("successor %s", keyLine(resp.Successor))
+		if resp.Successor.Rotator != "" {
+			t.line("note: the key has a schedule, and where node %s keeps its secret is still the old one, until the next rotation; --by-rotator makes one that goes there",
+				resp.Successor.Rotator)
+		}
 	})
 }
 

@@ -67,7 +67,7 @@ const (
 	callTimeout = 30 * time.Second // of one call to the leader
 	lookEvery   = time.Minute      // the clock may have been set
 	firstRetry  = time.Second
-	lastRetry   = 5 * time.Minute
+	lastRetry   = time.Minute // soon enough for whoever has just mended the sink
 )
 
 // Rotator rotates the keys of its jobs.

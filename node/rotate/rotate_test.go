@@ -353,7 +353,7 @@ iapmesh_key_rotation_overdue_seconds{key="edge"} 3600
 `), "iapmesh_key_rotation_overdue_seconds"); err != nil {
 			t.Error(err)
 		}
-		if n := strings.Count(w.log.String(), "put off"); n < 10 || n > 40 {
+		if n := strings.Count(w.log.String(), "put off"); n < 40 || n > 90 {
 			t.Errorf("%d attempts in an hour: want them to grow rarer, and not to end", n)
 		}
 		w.setFail("sink", nil)
