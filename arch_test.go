@@ -59,7 +59,7 @@ var mayImport = map[string][]string{
 	"node/assertion":    {"node/state", "node/resource", "keyring", "keyring/seal", "internal/identity", fault},
 	"node/control":      {proto, "node/state", "node/resource", "cluster/store", "keyring", "keyring/seal", "audit", fault},
 	"node/sink":         {"keyring", "internal/credential", fault},
-	"node/rotate":       {"keyring", "node/sink", fault},
+	"node/rotate":       {"keyring", "keyring/seal", "node/sink", fault},
 	"node/admin":        {"node/control", "node/state", "node/resource", "keyring", proto, fault},
 	"node/console":      {"node/control", "node/state", "node/resource", "audit/collect", proto, fault},
 
@@ -70,7 +70,7 @@ var mayImport = map[string][]string{
 		"node/resource", "node/state", "node/session", "node/assertion", "node/login", "node/proxy", "node/tunnel", "node/control", "node/admin", "node/console",
 		"internal/credential", "node/sink", "node/rotate",
 	},
-	"node/nodetest":     {"node", "node/resource", "internal/profile", "internal/dev/...", proto, fault},
+	"node/nodetest":     {"node", "node/resource", "node/sink", "keyring", "internal/profile", "internal/dev/...", proto, fault},
 	"internal/dev/mesh": {"node", "node/resource", "keyring", "internal/profile", "internal/dev/...", proto, fault}, // its nodes run as processes of their own
 	// Beside the node, what the command line does by itself, offline: keys, policies, and verifying a trail with public keys alone.
 	"cmd/iapmesh": {

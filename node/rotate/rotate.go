@@ -25,6 +25,7 @@ import (
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/keyring/seal"
 	"github.com/iapmesh/iapmesh/node/sink"
 )
 
@@ -32,12 +33,6 @@ import (
 type leader interface {
 	ProposeSuccessor(ctx context.Context, key string, public ed25519.PublicKey) error
 	CompleteRotation(ctx context.Context, key, successor string) error
-}
-
-// sealer closes what lies in the data directory: seal.Sealer.
-type sealer interface {
-	Seal(plaintext, context []byte) ([]byte, error)
-	Open(sealed, context []byte) ([]byte, error)
 }
 
 // Job is a key that this node rotates, and where its secrets go.
@@ -54,7 +49,7 @@ type Config struct {
 	Leader     leader
 	Keyring    func() *keyring.Snapshot // of the newest view; nil while there is none
 	Changed    func() <-chan struct{}   // closed with the next view
-	Sealer     sealer
+	Sealer     *seal.Sealer
 	Dir        string                               // this node's own; made if it is not there
 	WriteFile  func(path string, data []byte) error // atomic, durable, mode 0600
 	Now        func() time.Time

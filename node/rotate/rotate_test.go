@@ -403,11 +403,34 @@ func TestAViewThatLagsMakesNoSecondSuccessor(t *testing.T) {
 		w.behind = true
 		defer w.start()()
 		time.Sleep(week + 10*time.Minute)
+		if strings.Contains(w.log.String(), "put off") || len(w.onDisk()) != 0 {
+			t.Error("it went on with a rotation that is complete")
+		}
 		w.mu.Lock()
 		w.behind = false
 		w.show()
 		w.mu.Unlock()
 		time.Sleep(10 * time.Minute)
+		w.rotated(first)
+		if len(w.sunk()) != 1 {
+			t.Errorf("the sink took %d secrets", len(w.sunk()))
+		}
+	})
+}
+
+// Somebody may have to agree to a key before it is completed: until then the sink is left alone.
+func TestACompletionThatMustWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.current()
+		w.setFail("complete", fault.New(fault.Conflict, "it waits for a second administrator"))
+		defer w.start()()
+		time.Sleep(week + time.Hour)
+		if w.current().ID != first.ID || len(w.sunk()) != 1 || len(w.onDisk()) != 1 {
+			t.Errorf("the sink took %d secrets, on disk: %v", len(w.sunk()), w.onDisk())
+		}
+		w.setFail("complete", nil)
+		time.Sleep(2 * time.Minute)
 		w.rotated(first)
 		if len(w.sunk()) != 1 {
 			t.Errorf("the sink took %d secrets", len(w.sunk()))

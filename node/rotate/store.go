@@ -12,6 +12,7 @@ import (
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/keyring/seal"
 )
 
 // pending is a successor whose rotation is under way.
@@ -37,7 +38,7 @@ const (
 // store keeps pending rotations, one file for each predecessor, sealed for this node and that key.
 type store struct {
 	dir, node string
-	sealer    sealer
+	sealer    *seal.Sealer
 	write     func(path string, data []byte) error
 }
 
