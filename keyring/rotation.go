@@ -27,7 +27,7 @@ type Schedule struct {
 // ScheduleKey sets the key's schedule, which its successors inherit, or with the zero value takes it away. rotator is the node that
 // the schedule names; nil for none. A key that has a successor is scheduled no more: its successor is.
 func ScheduleKey(k Key, s Schedule, rotator *Node) (Key, error) {
-	if k.Successor != "" || k.State == KeyRevoked {
+	if k.Successor != "" || k.State == KeyRevoked || k.Proposed() {
 		return k, keyConflict(&k, "schedule")
 	}
 	if s == (Schedule{}) {
@@ -179,6 +179,7 @@ func CompleteRotation(k, successor Key, r CompletionRequest) (predecessor, activ
 	// Here, and nowhere else, a proposal becomes a key that admits: whatever must be agreed to before that is asked for here.
 	ttl := successor.ExpiresAt.Sub(successor.NotBefore)
 	successor.State, successor.NotBefore, successor.ExpiresAt = KeyActive, r.Now, r.Now.Add(ttl)
+	successor.inheritSchedule(&k) // as it is now
 	k = retire(k, &successor, k.RotateGrace, r.Now)
 	return k, successor, nil
 }
@@ -225,8 +226,12 @@ func succeed(k *Key, r RotateRequest) (Key, error) {
 		return Key{}, fault.New(fault.Invalid, "successor_public_key: key %s cannot succeed itself", k.ID)
 	}
 	successor.Predecessor = k.ID
-	successor.RotateEvery, successor.RotateGrace, successor.Rotator = k.RotateEvery, k.RotateGrace, k.Rotator
+	successor.inheritSchedule(k)
 	return successor, nil
+}
+
+func (k *Key) inheritSchedule(of *Key) {
+	k.RotateEvery, k.RotateGrace, k.Rotator = of.RotateEvery, of.RotateGrace, of.Rotator
 }
 
 // retire sends a key into retirement behind its successor.

@@ -145,15 +145,22 @@ func TestARotationInTwoPhases(t *testing.T) {
 	_, err = keyring.ActivateKey(next, at)
 	wantRefusal(t, err, fault.Conflict, "activate")
 
+	_, err = keyring.ScheduleKey(next, keyring.Schedule{Every: 2 * week, Rotator: n.ID}, &n)
+	wantRefusal(t, err, fault.Conflict, "schedule")
+	k, err = keyring.ScheduleKey(k, keyring.Schedule{Every: week, Grace: 2 * day, Rotator: n.ID}, &n)
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	later := at.Add(3 * day) // the sink was away
 	before, after, err := keyring.CompleteRotation(k, next, keyring.CompletionRequest{By: n, Now: later})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if before.State != keyring.KeyRetiring || before.Successor != next.ID || !before.GraceUntil.Equal(later.Add(day)) {
+	if before.State != keyring.KeyRetiring || before.Successor != next.ID || !before.GraceUntil.Equal(later.Add(2*day)) {
 		t.Errorf("predecessor: %+v", before)
 	}
-	if after.State != keyring.KeyActive || !after.NotBefore.Equal(later) || !after.ExpiresAt.Equal(later.Add(4*week)) {
+	if after.State != keyring.KeyActive || after.RotateGrace != 2*day || !after.NotBefore.Equal(later) || !after.ExpiresAt.Equal(later.Add(4*week)) {
 		t.Errorf("successor: %s from %s to %s", after.State, after.NotBefore, after.ExpiresAt)
 	}
 	if keyring.RotationDue(after, later.Add(week-time.Second)) || !keyring.RotationDue(after, later.Add(week)) {

@@ -152,6 +152,9 @@ func latestTime(v *state.View) time.Time {
 	}
 	for _, k := range v.Keyring.Keys {
 		see(k.CreatedAt)
+		if k.ProposedBy != "" {
+			see(k.NotBefore) // when its rotation was completed
+		}
 	}
 	for _, k := range v.Keyring.SigningKeys {
 		see(k.StateSince)

@@ -23,14 +23,14 @@ func TestAKeyIsRotatedWhenItsTimeComes(t *testing.T) {
 		w := newWorld(t)
 		first := w.current()
 		defer w.start()()
-		time.Sleep(week - time.Minute)
+		time.Sleep(period - time.Minute)
 		if len(w.sunk()) != 0 || w.current().ID != first.ID {
 			t.Fatal("rotated before its time")
 		}
 		time.Sleep(2 * time.Minute)
 		w.rotated(first)
 		second := w.current()
-		time.Sleep(week)
+		time.Sleep(period)
 		w.rotated(second)
 		if len(w.sunk()) != 2 {
 			t.Errorf("the sink took %d secrets, want 2", len(w.sunk()))
@@ -54,7 +54,7 @@ func TestAKeyThatExpiredWhileTheNodeWasOffIsRotated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		first := w.current()
-		time.Sleep(10 * week)
+		time.Sleep(10 * period)
 		w.change(func(k keyring.Key) (keyring.Key, error) { k, _ = keyring.SweepKey(k, time.Now()); return k, nil })
 		if w.current().State != keyring.KeyExpired {
 			t.Fatal("the key has not expired")
@@ -73,7 +73,7 @@ func TestASinkThatFails(t *testing.T) {
 		first := w.current()
 		w.setFail("sink", errors.New("disk full"))
 		defer w.start()()
-		time.Sleep(week + time.Hour)
+		time.Sleep(period + time.Hour)
 		if k := w.current(); k.ID != first.ID || k.State != keyring.KeyActive || k.Successor != "" {
 			t.Fatalf("the predecessor is %s, successor %q", k.State, k.Successor)
 		}
@@ -113,7 +113,7 @@ func TestARestartBetweenTheSteps(t *testing.T) {
 				first := w.current()
 				w.setFail(at, fault.New(fault.Unavailable, "gone"))
 				stop := w.start()
-				time.Sleep(week + 10*time.Second)
+				time.Sleep(period + 10*time.Second)
 				stop()
 				if at != "complete: lost answer" && len(w.onDisk()) != 1 {
 					t.Fatalf("on disk: %v, want the secret", w.onDisk())
@@ -144,7 +144,7 @@ func TestAViewThatLagsMakesNoSecondSuccessor(t *testing.T) {
 		first := w.current()
 		w.behind = true
 		defer w.start()()
-		time.Sleep(week + 10*time.Minute)
+		time.Sleep(period + 10*time.Minute)
 		if strings.Contains(w.log.String(), "put off") || len(w.onDisk()) != 0 {
 			t.Error("it went on with a rotation that is complete")
 		}
@@ -167,7 +167,7 @@ func TestACompletionThatMustWait(t *testing.T) {
 		first := w.current()
 		w.setFail("complete", fault.New(fault.Conflict, "it waits for a second administrator"))
 		defer w.start()()
-		time.Sleep(week + time.Hour)
+		time.Sleep(period + time.Hour)
 		if w.current().ID != first.ID || len(w.sunk()) != 1 || len(w.onDisk()) != 1 {
 			t.Errorf("the sink took %d secrets, on disk: %v", len(w.sunk()), w.onDisk())
 		}
@@ -193,7 +193,7 @@ func TestWhatEndsARotation(t *testing.T) {
 		}, 0},
 		"its schedule is taken away": {func(k keyring.Key) (keyring.Key, error) { return keyring.ScheduleKey(k, keyring.Schedule{}, nil) }, 0},
 		"another node is named": {func(k keyring.Key) (keyring.Key, error) {
-			return keyring.ScheduleKey(k, keyring.Schedule{Every: week, Rotator: other.ID}, &other)
+			return keyring.ScheduleKey(k, keyring.Schedule{Every: period, Rotator: other.ID}, &other)
 		}, 0},
 		"the key is suspended": {func(k keyring.Key) (keyring.Key, error) { return keyring.SuspendKey(k, "") }, 1},
 	} {
@@ -203,7 +203,7 @@ func TestWhatEndsARotation(t *testing.T) {
 				first := w.current()
 				w.setFail("complete", fault.New(fault.Unavailable, "no leader"))
 				defer w.start()()
-				time.Sleep(week + time.Second)
+				time.Sleep(period + time.Second)
 				w.change(tc.change)
 				w.setFail("complete", nil)
 				time.Sleep(time.Hour)
@@ -224,7 +224,7 @@ func TestASecretThatIsLostWithTheDiskIsMadeAnew(t *testing.T) {
 		first := w.current()
 		w.setFail("sink", errors.New("away"))
 		stop := w.start()
-		time.Sleep(week + time.Second)
+		time.Sleep(period + time.Second)
 		stop()
 		for _, name := range w.onDisk() {
 			must(t, os.WriteFile(filepath.Join(w.dir, "rotate", name), []byte("damaged"), 0o600))
@@ -244,7 +244,7 @@ func TestAJobThatIsConfiguredNoMoreLeavesNoSecret(t *testing.T) {
 		w := newWorld(t)
 		w.setFail("sink", errors.New("away"))
 		stop := w.start()
-		time.Sleep(week + time.Second)
+		time.Sleep(period + time.Second)
 		stop()
 		if len(w.onDisk()) != 1 {
 			t.Fatal("no secret to lose")

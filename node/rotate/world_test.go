@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	week  = 7 * 24 * time.Hour
-	grace = time.Hour
+	period = 24 * time.Hour
+	grace  = time.Hour
 )
 
 // world is a mesh whose leader decides by the rules, without a network; its rotator is real.
@@ -77,9 +77,9 @@ func newWorld(t *testing.T) *world {
 	w.node = keyring.Node{ID: keyring.NodeID(public), Name: "rotator", State: keyring.NodeActive}
 	first, err := keyring.GenerateKey(keyring.Pin(authority.Certificate), nil)
 	must(t, err)
-	k, err := keyring.IssueKey(keyring.KeyRequest{PublicKey: first.PublicKey(), Name: "edge", Grants: []keyring.Role{keyring.RoleProxy}, TTL: 4 * week, Now: time.Now()})
+	k, err := keyring.IssueKey(keyring.KeyRequest{PublicKey: first.PublicKey(), Name: "edge", Grants: []keyring.Role{keyring.RoleProxy}, TTL: 4 * period, Now: time.Now()})
 	must(t, err)
-	k, err = keyring.ScheduleKey(k, keyring.Schedule{Every: week, Grace: grace, Rotator: w.node.ID}, &w.node)
+	k, err = keyring.ScheduleKey(k, keyring.Schedule{Every: period, Grace: grace, Rotator: w.node.ID}, &w.node)
 	must(t, err)
 	w.keys = &keyring.Snapshot{Contents: keyring.Contents{
 		Keys: map[string]*keyring.Key{k.ID: &k}, Authorities: map[string]*keyring.Authority{authority.Serial: &authority},

@@ -54,7 +54,7 @@ func (v vault) Put(ctx context.Context, secret keyring.ProvisioningSecret) error
 	if err != nil {
 		return v.failed(err)
 	}
-	if !readable {
+	if !readable || written.VersionMetadata == nil {
 		return nil
 	}
 	back, err := kv.GetVersion(ctx, v.Path, written.VersionMetadata.Version)
