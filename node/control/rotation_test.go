@@ -2,10 +2,11 @@ package control_test
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/iapmesh/iapmesh/audit"
@@ -43,6 +44,14 @@ func (w *world) complete(by *joiner, key, successor string) error {
 	return err
 }
 
+// trailer is what a call answers with, beside its message.
+type trailer struct {
+	grpc.ServerTransportStream
+	md metadata.MD
+}
+
+func (t *trailer) SetTrailer(md metadata.MD) error { t.md = metadata.Join(t.md, md); return nil }
+
 func TestARotatorRotatesItsKeyInTwoPhases(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -69,8 +78,14 @@ func TestARotatorRotatesItsKeyInTwoPhases(t *testing.T) {
 	early := newJoiner(t, next, "early", "eu-west")
 	_, err = w.Join(t.Context(), early.attempt())
 	wantKind(t, "join before it is active", err, fault.Unavailable, "about to become active")
-	if !errors.Is(err, keyring.ErrNotYetActive) {
-		t.Error("the refusal is no ErrNotYetActive: it would be relayed again and again")
+	attempt, answer := early.attempt(), &trailer{}
+	relay := &control.MeshServer{Controller: w.Controller, Caller: func(context.Context) (string, error) { return w.founder.id(), nil }}
+	_, err = relay.RelayJoin(grpc.NewContextWithServerTransportStream(t.Context(), answer), &iapmeshv1.RelayJoinRequest{
+		Join: attempt.Request, ExportedKeyingMaterial: attempt.EKM[:], SourceAddress: attempt.Source.String(),
+	})
+	wantKind(t, "the same, relayed", err, fault.Unavailable, "about to become active")
+	if len(answer.md.Get(control.DecidedTrailer)) == 0 {
+		t.Error("the answer does not say that it is the leader's own: it would be asked again and again")
 	}
 	w.joined(secret, "by-predecessor", "eu-west")
 	wantKind(t, "another node completes", w.complete(other, id, next.ID()), fault.Denied, "not its rotator")

@@ -40,26 +40,31 @@ func (m *secretsManager) serve(w http.ResponseWriter, _ int, r seen) {
 		refuse(http.StatusBadRequest, m.refuse[operation], "refused: "+r.body)
 		return
 	}
-	var req struct{ SecretId, SecretString, ClientRequestToken, VersionId string }
-	if err := json.Unmarshal([]byte(r.body), &req); err != nil || req.SecretId != "iapmesh/edge" {
+	var req struct {
+		SecretID     string `json:"SecretId"`
+		SecretString string
+		Token        string `json:"ClientRequestToken"`
+		VersionID    string `json:"VersionId"`
+	}
+	if err := json.Unmarshal([]byte(r.body), &req); err != nil || req.SecretID != "iapmesh/edge" {
 		refuse(http.StatusBadRequest, "InvalidRequestException", "no such request")
 		return
 	}
-	answer := map[string]any{"ARN": "arn:aws:secretsmanager:eu-west-1:1:secret:iapmesh/edge-a", "Name": req.SecretId, "VersionStages": []string{"AWSCURRENT"}}
+	answer := map[string]any{"ARN": "arn:aws:secretsmanager:eu-west-1:1:secret:iapmesh/edge-a", "Name": req.SecretID, "VersionStages": []string{"AWSCURRENT"}}
 	switch operation {
 	case "PutSecretValue":
-		if have, ok := m.versions[req.ClientRequestToken]; ok && have != req.SecretString {
+		if have, ok := m.versions[req.Token]; ok && have != req.SecretString {
 			refuse(http.StatusBadRequest, "ResourceExistsException", "another value")
 			return
 		}
-		if n := len(req.ClientRequestToken); n < 32 || n > 64 {
+		if n := len(req.Token); n < 32 || n > 64 {
 			refuse(http.StatusBadRequest, "InvalidParameterException", "ClientRequestToken")
 			return
 		}
-		m.versions[req.ClientRequestToken] = req.SecretString
-		answer["VersionId"] = req.ClientRequestToken
+		m.versions[req.Token] = req.SecretString
+		answer["VersionId"] = req.Token
 	case "GetSecretValue":
-		answer["VersionId"], answer["SecretString"] = req.VersionId, m.versions[req.VersionId]
+		answer["VersionId"], answer["SecretString"] = req.VersionID, m.versions[req.VersionID]
 		if m.spoil {
 			answer["SecretString"] = "another"
 		}
