@@ -21,14 +21,15 @@ const (
 // "x/..." stands for x and everything below it.
 var mayImport = map[string][]string{
 	// The domain: no I/O.
-	"internal/fault":    {},
-	"internal/identity": {fault},
-	"internal/revision": {fault},
-	proto:               {},
-	"keyring":           {fault, "internal/identity"},
-	"keyring/seal":      {"keyring", fault},
-	"policy":            {fault, "internal/identity"},
-	"audit":             {fault, "internal/identity"},
+	"internal/fault":      {},
+	"internal/identity":   {fault},
+	"internal/revision":   {fault},
+	"internal/credential": {fault},
+	proto:                 {},
+	"keyring":             {fault, "internal/identity"},
+	"keyring/seal":        {"keyring", fault},
+	"policy":              {fault, "internal/identity"},
+	"audit":               {fault, "internal/identity"},
 
 	// Adapters: disks, wires, engines.
 	"keyring/kms":       {fault},
@@ -58,6 +59,8 @@ var mayImport = map[string][]string{
 	"node/tunnel":       {"node/session", "node/state", "node/resource", "policy", "audit", "audit/spool", "internal/identity", fault},
 	"node/assertion":    {"node/state", "node/resource", "keyring", "keyring/seal", "internal/identity", fault},
 	"node/control":      {proto, "node/state", "node/resource", "cluster/store", "keyring", "keyring/seal", "audit", fault},
+	"node/sink":         {"keyring", "internal/credential", fault},
+	"node/rotate":       {"keyring", "keyring/seal", "node/sink", fault},
 	"node/admin":        {"node/control", "node/state", "node/resource", "keyring", proto, fault},
 	"node/console":      {"node/control", "node/state", "node/resource", "audit/collect", proto, fault},
 
@@ -66,8 +69,9 @@ var mayImport = map[string][]string{
 		fault, proto, "internal/profile", "internal/identity", "keyring", "keyring/kms", "keyring/seal", "policy", "audit", "audit/spool", "audit/collect",
 		"cluster/store", "cluster/peer", "cluster/raftstore", "cluster/etcdstore", "cluster/replica", "cluster/gossip", "cluster/enroll",
 		"node/resource", "node/state", "node/session", "node/assertion", "node/login", "node/proxy", "node/tunnel", "node/control", "node/admin", "node/console",
+		"internal/credential", "node/sink", "node/rotate",
 	},
-	"node/nodetest":     {"node", "node/resource", "keyring", "internal/profile", "internal/dev/...", proto, fault},
+	"node/nodetest":     {"node", "node/resource", "node/sink", "keyring", "internal/profile", "internal/dev/...", proto, fault},
 	"internal/dev/mesh": {"node", "node/resource", "keyring", "internal/profile", "internal/dev/...", proto, fault}, // its nodes run as processes of their own
 	// Beside the node, what the command line does by itself, offline: keys, policies, and verifying a trail with public keys alone.
 	"cmd/iapmesh": {

@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -51,6 +52,9 @@ func AdmitJoin(k Key, f JoinFacts) (Key, error) {
 	return k, nil
 }
 
+// ErrNotYetActive refuses a join by a key whose rotation is not complete: soon it will do.
+var ErrNotYetActive = errors.New("it is about to become active")
+
 func (k *Key) usedUp() bool { return k.MaxUses != 0 && k.Uses >= k.MaxUses }
 
 // over reports whether t has passed for sure, whatever the skew.
@@ -82,6 +86,9 @@ func ruleState(k *Key, f *JoinFacts) error {
 	case KeyPending:
 		if k.AwaitsApproval() {
 			return refuse(k, "pending: %s", awaitedApproval(k))
+		}
+		if k.Proposed() { // the joiner got it from where the rotator has just put it
+			return fault.New(fault.Unavailable, "key %s: %w, in the place of %s: try again", k.ID, ErrNotYetActive, k.Predecessor)
 		}
 		return refuse(k, "pending: an operator has yet to activate it")
 	}

@@ -28,6 +28,7 @@ type ApproveRequest struct {
 // ApproveKey activates a key that awaits an approval. By whoever issued it: Denied. What awaits none, or whose time was over before
 // anybody approved it, is a Conflict. A successor takes over with that: the returned predecessor begins its grace. It has stood as it was
 // until now, so that it may have been suspended, revoked or rotated otherwise; then it has no place to give up, and that is a Conflict.
+// A rotator's proposal stays pending: it takes over once its secret is kept (CompleteRotation).
 func ApproveKey(k Key, r ApproveRequest) (approved Key, predecessor *Key, err error) {
 	switch {
 	case !k.AwaitsApproval():
@@ -39,6 +40,10 @@ func ApproveKey(k Key, r ApproveRequest) (approved Key, predecessor *Key, err er
 	}
 	if err := validText("approved_by", r.By, MaxBy); err != nil {
 		return k, nil, err
+	}
+	if k.Proposed() {
+		k.ApprovedBy, k.ApprovedAt = r.By, r.Now
+		return k, nil, nil
 	}
 	if k.Predecessor != "" {
 		p := r.Predecessor

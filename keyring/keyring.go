@@ -80,6 +80,12 @@ type Key struct {
 	ApprovedBy    string
 	ApprovedAt    time.Time
 	ApprovalGrace time.Duration // of a successor: the predecessor's grace, which begins with the approval
+
+	RotateEvery     time.Duration // 0: no schedule
+	RotateGrace     time.Duration // for how long a predecessor that its schedule retired still admits
+	Rotator         string        // id of the node that makes the successors, and has the secrets stored
+	RotateRequested bool          // an operator asked the rotator to act now
+	ProposedBy      string        // id of the rotator that made this key; empty: an operator issued it
 }
 
 // MaxRecentUses bounds Key.RecentUses.

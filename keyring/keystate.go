@@ -12,10 +12,11 @@ func keyConflict(k *Key, what string) error {
 	return fault.New(fault.Conflict, "key %s: %s: it is %s", k.ID, what, k.State)
 }
 
-// ActivateKey turns pending into active. Another state is a Conflict; a key that awaits an approval is Denied.
+// ActivateKey turns pending into active. Another state is a Conflict, and so is a rotator's proposal: only CompleteRotation knows that
+// its secret is kept. A key that awaits an approval is Denied.
 func ActivateKey(k Key, now time.Time) (Key, error) {
 	switch {
-	case k.State != KeyPending:
+	case k.State != KeyPending || k.Proposed():
 		return k, keyConflict(&k, "activate")
 	case k.AwaitsApproval():
 		return k, refuse(&k, "pending: %s", awaitedApproval(&k))
@@ -72,7 +73,7 @@ type RotateRequest struct {
 	Now                time.Time
 }
 
-// RotateKey makes the key's successor, of the same name and scope with all uses before it, and sends the key into retirement.
+// RotateKey makes the key's successor, of the same name, scope and schedule with all uses before it, and sends the key into retirement.
 // Only active, exhausted and expired keys rotate. Where the successor needs an approval, the key stays as it is until then.
 func RotateKey(k Key, r RotateRequest) (predecessor, successor Key, err error) {
 	if !k.succeedable() {
@@ -89,41 +90,6 @@ func RotateKey(k Key, r RotateRequest) (predecessor, successor Key, err error) {
 		return k, successor, nil
 	}
 	return retire(k, &successor, r.Grace, r.Now), successor, nil
-}
-
-// succeedable reports whether the key's state lets it be rotated.
-func (k *Key) succeedable() bool {
-	return k.State == KeyActive || k.State == KeyExhausted || k.State == KeyExpired
-}
-
-// succeed makes the record of a key's successor: of the same name and scope, with all uses before it.
-func succeed(k *Key, r RotateRequest) (Key, error) {
-	ttl := r.TTL
-	if ttl == 0 {
-		ttl = k.ExpiresAt.Sub(k.NotBefore)
-	}
-	successor, err := IssueKey(KeyRequest{
-		PublicKey: r.SuccessorPublicKey, Name: k.Name, Grants: k.Grants, Regions: k.Regions, RouteSelector: k.RouteSelector,
-		SourceCIDRs: k.SourceCIDRs, TTL: ttl, MaxUses: &k.MaxUses, MaxActive: k.MaxActive, NeedsApproval: r.NeedsApproval, By: r.By, Now: r.Now,
-	})
-	if err != nil {
-		return Key{}, err
-	}
-	if successor.ID == k.ID {
-		return Key{}, fault.New(fault.Invalid, "successor_public_key: key %s cannot succeed itself", k.ID)
-	}
-	successor.Predecessor = k.ID
-	return successor, nil
-}
-
-// retire sends a key into retirement behind its successor.
-func retire(k Key, successor *Key, grace time.Duration, now time.Time) Key {
-	k.Successor, k.GraceUntil = successor.ID, now.Add(grace)
-	k.State = KeyRetiring
-	if grace == 0 {
-		k.State = KeyRetired
-	}
-	return k
 }
 
 // RevokeRequest says how a key is revoked.

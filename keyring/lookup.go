@@ -60,6 +60,7 @@ func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 	for _, k := range s.Keys {
 		switch {
 		case k.Name != idOrName || idOrName == "":
+		case k.Proposed(): // until it is complete, the name is its predecessor's
 		case k.Successor != "" || k.State == KeyRevoked || k.State == KeyPending && k.Predecessor != "":
 			gone = append(gone, k)
 		default:
@@ -78,6 +79,16 @@ func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 		return current[0], nil
 	}
 	return nil, fault.New(fault.Conflict, "key %.80q: %d keys have this name; give the id", idOrName, len(current))
+}
+
+// OpenProposal returns the successor that a key's rotator has proposed and not completed; nil if there is none.
+func (s *Snapshot) OpenProposal(key string) *Key {
+	for _, k := range s.Keys {
+		if k.Predecessor == key && k.Proposed() {
+			return k
+		}
+	}
+	return nil
 }
 
 // ActiveSessionKey returns the key that a node signs sessions with; nil if there is none.

@@ -45,6 +45,13 @@ RevokeKey/by-holder      revoked    revoked    revoked    revoked    revoked    
 AdmitJoin                !denied    exhausted  !denied    !exhausted !denied    -          !denied    !denied
 AdmitJoin/more-uses      !denied    -          !denied    !exhausted !denied    -          !denied    !denied
 AdmitJoin/late           !denied    !denied    !denied    !exhausted !denied    !denied    !denied    !denied
+ApproveKey/proposal      -          !conflict  !conflict  !conflict  !conflict  !conflict  !conflict  !conflict
+ScheduleKey              -          -          -          -          -          !conflict  !conflict  !conflict
+RequestKeyRotation       !conflict  -          !conflict  -          -          !conflict  !conflict  !conflict
+ProposeSuccessor         !conflict  -          !conflict  -          -          !conflict  !conflict  !conflict
+CompleteRotation         !conflict  retiring   !conflict  retiring   retiring   !conflict  !conflict  !conflict
+CompleteRotation/waits   !conflict  !denied    !conflict  !denied    !denied    !conflict  !conflict  !conflict
+SweepProposal            revoked    -          -          -          -          -          -          -
 ReturnUse                -          -          -          active     -          -          -          -
 ReturnUse/late           -          -          -          expired    -          -          -          -
 `
@@ -115,6 +122,26 @@ func TestKeyMatrix(t *testing.T) {
 			return keyring.AdmitJoin(k, facts(func(f *keyring.JoinFacts) { f.Now = at }))
 		}
 	}
+	rotator := in(enrolled(t, issued(t, nil), "a"), keyring.NodeActive)
+	scheduled := func(k key) key {
+		k.RotateEvery, k.RotateGrace, k.Rotator, k.RotateRequested = 24*time.Hour, time.Hour, rotator.ID, true
+		return k
+	}
+	propose := func(k key, approval bool) (key, error) {
+		p, _, err := keyring.ProposeSuccessor(scheduled(k), keyring.ProposalRequest{SuccessorPublicKey: public("next"), By: rotator, NeedsApproval: approval, Now: now})
+		return p, err
+	}
+	complete := func(approval bool) func(key) (key, error) {
+		return func(k key) (key, error) {
+			proposal, err := propose(issued(t, nil), approval)
+			if err != nil {
+				return k, err
+			}
+			proposal.Predecessor = k.ID
+			after, _, err := keyring.CompleteRotation(scheduled(k), proposal, keyring.CompletionRequest{By: rotator, Now: now})
+			return after, err
+		}
+	}
 	giveBack := func(at time.Time) func(key) (key, error) {
 		return func(k key) (key, error) { return keyring.ReturnUse(k, "n-1", at), nil }
 	}
@@ -164,8 +191,24 @@ func TestKeyMatrix(t *testing.T) {
 			"AdmitJoin":            admit(1, now),
 			"AdmitJoin/more-uses":  admit(5, now),
 			"AdmitJoin/late":       admit(5, late),
-			"ReturnUse":            giveBack(now),
-			"ReturnUse/late":       giveBack(late),
+			"ApproveKey/proposal": func(k key) (key, error) {
+				k.ProposedBy = rotator.ID
+				return approve(true, "ben", now)(k)
+			},
+			"ScheduleKey": func(k key) (key, error) {
+				return keyring.ScheduleKey(k, keyring.Schedule{Every: 24 * time.Hour, Rotator: rotator.ID}, &rotator)
+			},
+			"RequestKeyRotation":     func(k key) (key, error) { return keyring.RequestKeyRotation(scheduled(k)) },
+			"ProposeSuccessor":       func(k key) (key, error) { _, err := propose(k, false); return k, err },
+			"CompleteRotation":       complete(false),
+			"CompleteRotation/waits": complete(true),
+			"SweepProposal": func(k key) (key, error) {
+				k.ProposedBy = rotator.ID
+				after, _ := keyring.SweepProposal(k, nil, now)
+				return after, nil
+			},
+			"ReturnUse":      giveBack(now),
+			"ReturnUse/late": giveBack(late),
 		},
 	}.check(t)
 }

@@ -71,7 +71,7 @@ func (t viewTrust) Snapshot() *keyring.Snapshot {
 func (n *Node) assemble(ctx context.Context) (*parts, error) {
 	a := &assembly{Node: n}
 	for _, step := range []func(context.Context) error{
-		a.connect, a.openEngine, a.follow, a.record, a.lead, a.report, a.serveUsers, a.serveMesh, a.talk, a.serveOps,
+		a.connect, a.openEngine, a.follow, a.record, a.lead, a.report, a.rotateKeys, a.serveUsers, a.serveMesh, a.talk, a.serveOps,
 	} {
 		if err := step(ctx); err != nil {
 			a.close()

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"github.com/iapmesh/iapmesh/internal/credential"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/resource"
@@ -34,6 +33,7 @@ type Config struct {
 	Audit     Audit     `yaml:"audit"`
 	Log       Log       `yaml:"log"`
 	Control   Control   `yaml:"control"`
+	Rotate    []Rotate  `yaml:"rotate"` // keys whose successors this node makes
 }
 
 // Listen is where a node listens: host:port. An empty address is not listened on, except Mesh, which every node has.
@@ -58,13 +58,8 @@ type Join struct {
 	Timeout   Duration   `yaml:"timeout"` // default: for ever
 }
 
-// Credential says where a secret is read from: exactly one of these.
-type Credential struct {
-	File       string `yaml:"file"`       // mode 0600 or stricter
-	Env        string `yaml:"env"`        // name of a variable
-	FD         int    `yaml:"fd"`         // an open file descriptor, 3 or above
-	Credential string `yaml:"credential"` // a systemd credential's name
-}
+// Credential says where a secret is read from.
+type Credential = credential.Credential
 
 // TLS holds the certificates that users see.
 type TLS struct {
@@ -176,7 +171,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, validAddress(fmt.Sprintf("join.addresses[%d]", i), addr, true))
 	}
 	if len(c.Join.Addresses) > 0 {
-		errs = append(errs, c.Join.Key.validate("join.key"))
+		errs = append(errs, c.Join.Key.Validate("join.key"))
 	}
 	if c.HasRole(keyring.RoleProxy) && c.Listen.Proxy == "" {
 		bad("listen.proxy: a proxy listens for users")
@@ -204,6 +199,7 @@ func (c *Config) Validate() error {
 			bad("listen.ops %s: metrics and health have no authentication: name one address, such as 127.0.0.1", c.Listen.Ops)
 		}
 	}
+	errs = append(errs, c.validateRotate()...)
 	return errors.Join(errs...)
 }
 
@@ -229,79 +225,6 @@ func validAddress(field, addr string, reachable bool) error {
 		return fault.New(fault.Invalid, "%s %.80q: others cannot reach that", field, addr)
 	}
 	return nil
-}
-
-func (c Credential) validate(field string) error {
-	given := 0
-	for _, set := range []bool{c.File != "", c.Env != "", c.FD != 0, c.Credential != ""} {
-		if set {
-			given++
-		}
-	}
-	if given != 1 {
-		return fault.New(fault.Invalid, "%s: want exactly one of file, env, fd or credential", field)
-	}
-	if c.FD != 0 && c.FD < 3 {
-		return fault.New(fault.Invalid, "%s.fd %d: want 3 or above", field, c.FD)
-	}
-	return nil
-}
-
-// maxCredential bounds what a credential is read from.
-const maxCredential = 64 << 10
-
-// Read reads the secret, without surrounding white space. A file that others may read is refused.
-func (c Credential) Read() (string, error) {
-	if err := c.validate("credential"); err != nil {
-		return "", err
-	}
-	switch {
-	case c.Env != "":
-		value, ok := os.LookupEnv(c.Env)
-		if !ok {
-			return "", fault.New(fault.Invalid, "credential: the environment holds no %s", c.Env)
-		}
-		return strings.TrimSpace(value), nil
-	case c.FD != 0:
-		f := os.NewFile(uintptr(c.FD), "credential")
-		if f == nil {
-			return "", fault.New(fault.Invalid, "credential: file descriptor %d is not open", c.FD)
-		}
-		defer f.Close()
-		return readSecret(f, fmt.Sprintf("file descriptor %d", c.FD))
-	}
-	path := c.File
-	if c.Credential != "" {
-		dir := os.Getenv("CREDENTIALS_DIRECTORY")
-		if dir == "" || c.Credential != filepath.Base(c.Credential) {
-			return "", fault.New(fault.Invalid, "credential %q: no CREDENTIALS_DIRECTORY here, or not a plain name", c.Credential)
-		}
-		path = filepath.Join(dir, c.Credential)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return "", fault.New(fault.Invalid, "credential: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return "", fault.New(fault.Invalid, "credential: %w", err)
-	}
-	if info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
-		return "", fault.New(fault.Invalid, "credential %s: mode %04o lets others read it: chmod 600 %s", path, info.Mode().Perm(), path)
-	}
-	return readSecret(f, path)
-}
-
-func readSecret(r io.Reader, name string) (string, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxCredential+1))
-	if err != nil {
-		return "", fault.New(fault.Invalid, "credential: read %s: %w", name, err)
-	}
-	if len(data) > maxCredential {
-		return "", fault.New(fault.Invalid, "credential: %s holds more than %d bytes", name, maxCredential)
-	}
-	return strings.TrimSpace(string(data)), nil
 }
 
 // HasRole reports whether the node asks for a role.

@@ -3,10 +3,12 @@ package node
 import (
 	"context"
 	"crypto/ed25519"
+	"fmt"
 	"net/netip"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/iapmesh/iapmesh/cluster/peer"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -32,10 +34,20 @@ func (a *assembly) lead(context.Context) error {
 
 // relayJoin takes a join to the leader: to this node's own control, if it leads.
 func (a *assembly) relayJoin(ctx context.Context, req *iapmeshv1.RelayJoinRequest) (resp *iapmeshv1.JoinResponse, err error) {
+	var refused error
 	err = a.link.call(ctx, "join", func(ctx context.Context, c iapmeshv1.MeshServiceClient, o ...grpc.CallOption) error {
-		resp, err = c.RelayJoin(ctx, req, o...)
+		var trailer metadata.MD
+		var err error
+		resp, err = c.RelayJoin(ctx, req, append(o, grpc.Trailer(&trailer))...)
+		if err != nil && len(trailer.Get(control.DecidedTrailer)) > 0 {
+			refused = fmt.Errorf("join: %w", fault.FromStatus(err))
+			return nil
+		}
 		return err
 	})
+	if refused != nil {
+		return nil, refused
+	}
 	return resp, err
 }
 

@@ -32,6 +32,7 @@ const (
 	spoolDir    = "spool"
 	collectDir  = "audit"
 	sessionsDir = "session-keys"
+	rotateDir   = "rotate"
 )
 
 // Env is what a node takes from outside its configuration. The zero value is the real world.

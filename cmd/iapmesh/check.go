@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -75,7 +76,11 @@ func (c *cli) check(name string) ([]string, node.Config, error) {
 			return format(name, problems), config, nil // of values that were not read, nothing more can be said
 		}
 	}
-	for _, err := range flatten(config.Validate()) {
+	found := flatten(config.Validate())
+	if len(found) == 0 {
+		found = flatten(config.Check())
+	}
+	for _, err := range found {
 		problems = append(problems, problem{line: lineOf(body, err.Error()), text: err.Error()})
 	}
 	return format(name, problems), config, nil
@@ -184,7 +189,7 @@ func lineOf(body ast.Node, text string) int {
 	field, _, _ := strings.Cut(text, " ")
 	line := 0
 	for part := range strings.SplitSeq(strings.TrimSuffix(field, ":"), ".") {
-		part, _, _ = strings.Cut(part, "[")
+		part, index, _ := strings.Cut(part, "[")
 		m, ok := body.(*ast.MappingNode)
 		if !ok {
 			return line
@@ -194,6 +199,13 @@ func lineOf(body ast.Node, text string) int {
 			return line
 		}
 		line, body = m.Values[i].Key.GetToken().Position.Line, m.Values[i].Value
+		if list, ok := body.(*ast.SequenceNode); ok {
+			n, err := strconv.Atoi(strings.TrimSuffix(index, "]"))
+			if err != nil || n >= len(list.Values) {
+				return line
+			}
+			line, body = list.Values[n].GetToken().Position.Line, list.Values[n]
+		}
 	}
 	return line
 }

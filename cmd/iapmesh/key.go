@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ import (
 
 func newKeyCommand(c *cli) *cobra.Command {
 	cmd := group("key", "Provisioning keys: the credentials by which nodes join",
-		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyRevokeCommand(c),
+		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyScheduleCommand(c), newKeyRevokeCommand(c),
 		newKeySuspendCommand(c), newKeyResumeCommand(c), newKeyApproveCommand(c), newKeyGenerateCommand(c), newKeyPinCommand(c))
 	cmd.Long = `Provisioning keys are the credentials by which nodes join. The secret half is made here and never sent: the mesh learns the
 public half, and what the key may do.`
@@ -33,6 +34,7 @@ func newKeyIssueCommand(c *cli) *cobra.Command {
 	var ttl time.Duration
 	var uses uint32
 	var out, public string
+	var schedule scheduleFlags
 	req := &iapmeshv1.IssueKeyRequest{}
 	cmd := &cobra.Command{
 		Use: "issue", Short: "Issue a key for new nodes",
@@ -46,9 +48,10 @@ public half comes here.`,
   iapmesh key issue --name px-1 --grant proxy --public-key 5c0e…`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := required(cmd, "name", "grant"); err != nil {
+			if err := errors.Join(required(cmd, "name", "grant"), schedule.check(cmd)); err != nil {
 				return err
 			}
+			schedule.into(req)
 			var err error
 			if req.Grants, err = parseRoles(grants); err != nil {
 				return err
@@ -77,6 +80,7 @@ public half comes here.`,
 	f.BoolVar(&req.NeedsApproval, "needs-approval", false, "let another administrator approve it before it admits anybody, whatever it grants")
 	f.StringVar(&public, "public-key", "", "enrol this public half, `HEX|@FILE`, of a key that iapmesh key generate made; @- for standard input")
 	f.StringVar(&out, "key-out", "", "write the key to this new `FILE`, mode 0600, instead of printing it")
+	schedule.register(cmd)
 	return cmd
 }
 
@@ -339,7 +343,7 @@ func keyTable(t *table, resp *iapmeshv1.GetKeyResponse) {
 	t.row("grants", rolesText(k.Grants))
 	for _, optional := range [][2]string{
 		{"regions", strings.Join(k.Regions, ", ")}, {"routes", k.RouteSelector}, {"from", strings.Join(k.SourceCidrs, ", ")},
-		{"predecessor", k.Predecessor}, {"successor", k.Successor}, {"reason", k.Reason},
+		{"predecessor", k.Predecessor}, {"successor", k.Successor}, {"reason", k.Reason}, {"rotation", scheduleText(k)}, {"made by", k.ProposedBy},
 	} {
 		if optional[1] != "" {
 			t.row(optional[0], optional[1])

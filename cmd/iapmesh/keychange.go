@@ -37,18 +37,28 @@ func (c *cli) handOver(secret keyring.ProvisioningSecret, file *secretFile, m pr
 }
 
 func newKeyRotateCommand(c *cli) *cobra.Command {
-	var grace, ttl time.Duration
+	var grace, ttl, patience time.Duration
 	var out, public string
-	wait := waitNot
+	byRotator, wait := false, waitNot
 	cmd := &cobra.Command{
 		Use: "rotate KEY", Short: "Give a key a successor, and retire it after a grace",
 		Long: `Give a key a successor with the same scope. Both serve until the grace ends; nodes of the old one bind to it by themselves.
-The successor is made here, and printed once or written to --key-out; or elsewhere, and enrolled by its --public-key.
+The successor is made here, and printed once or written to --key-out; or elsewhere, and enrolled by its --public-key; or, with
+--by-rotator, by the node that the key's schedule names, which puts it where its node.yaml says.
 
 Where a key takes a second administrator (control_key_approval), its successor does, too: the old key stays as it is until then.`,
-		Example: "  iapmesh key rotate us-east-proxies --grace 1h --key-out us-east-2.key",
-		Args:    exactArgs("KEY"),
+		Example: `  iapmesh key rotate us-east-proxies --grace 1h --key-out us-east-2.key
+  iapmesh key rotate us-east-proxies --by-rotator --wait`,
+		Args: exactArgs("KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if byRotator {
+				for _, other := range []string{"grace", "ttl", "key-out", "public-key"} {
+					if cmd.Flags().Changed(other) {
+						return usagef("--%s does not go with --by-rotator: the key's schedule says", other)
+					}
+				}
+				return c.rotateByRotator(cmd.Context(), args[0], wait != waitNot, patience)
+			}
 			req := &iapmeshv1.RotateKeyRequest{Key: args[0], Grace: durationpb.New(grace)}
 			if ttl != 0 {
 				req.Ttl = durationpb.New(ttl)
@@ -63,7 +73,9 @@ Where a key takes a second administrator (control_key_approval), its successor d
 	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long nodes may join with the successor (default: as long as with the old key)")
 	cmd.Flags().StringVar(&public, "public-key", "", "the successor's public half, `HEX|@FILE`, of a key that iapmesh key generate made; @- for standard input")
 	cmd.Flags().StringVar(&out, "key-out", "", "write the successor to this new `FILE`, mode 0600, instead of printing it")
-	wait.flag(cmd, "then wait until every live node knows both")
+	cmd.Flags().BoolVar(&byRotator, "by-rotator", false, "let the node that the key's schedule names make the successor, now")
+	cmd.Flags().DurationVar(&patience, "wait-timeout", 5*time.Minute, "with --by-rotator and --wait: give up after this time")
+	wait.flag(cmd, "then wait until every live node knows both; with --by-rotator, until the successor is active")
 	return cmd
 }
 
@@ -93,6 +105,10 @@ func rotatedLines(t *table, resp *iapmeshv1.RotateKeyResponse) {
 		t.line("%s", retiringLine(resp.Predecessor))
 	}
 	t.line("successor %s", keyLine(resp.Successor))
+	if resp.Successor.Rotator != "" {
+		t.line("note: the key has a schedule, and where node %s keeps its secret is still the old one, until the next rotation; --by-rotator makes one that goes there",
+			resp.Successor.Rotator)
+	}
 	receiptLines(t, resp.Receipt)
 }
 

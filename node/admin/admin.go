@@ -30,6 +30,7 @@ type Services struct {
 func (s Services) Register(g *grpc.Server) {
 	iapmeshv1.RegisterClusterServiceServer(g, &cluster{Services: s})
 	iapmeshv1.RegisterKeyServiceServer(g, &keys{Services: s})
+	iapmeshv1.RegisterRotationServiceServer(g, &rotation{Services: s})
 	iapmeshv1.RegisterConfigServiceServer(g, &configuration{Services: s})
 	iapmeshv1.RegisterRevocationServiceServer(g, &revocations{Services: s})
 	iapmeshv1.RegisterAdminServiceServer(g, &admins{Services: s})

@@ -33,6 +33,9 @@ func (c *Controller) IssueKey(ctx context.Context, by string, req *iapmeshv1.Iss
 			SourceCIDRs: cidrs, NotBefore: state.Time(req.NotBefore), TTL: req.Ttl.AsDuration(), MaxUses: req.MaxUses, MaxActive: req.MaxActive,
 			NeedsApproval: approval || req.NeedsApproval, By: by, Now: t.Now,
 		})
+		if err == nil && (req.RotateEvery != nil || req.Rotator != "") {
+			issued, err = t.schedule(issued, req.RotateEvery.AsDuration(), req.RotateGrace.AsDuration(), req.Rotator)
+		}
 		if err != nil {
 			return err
 		}

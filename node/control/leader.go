@@ -31,6 +31,7 @@ func (c *Controller) loop(ctx context.Context) error {
 			{"turn authorities", c.turnAuthorities},
 			{"turn audience keys", c.turnAudienceKeys},
 			{"turn the gossip ring", c.turnGossipRing},
+			{"close proposals", c.closeProposals},
 			{"promote control nodes", c.promoteVoters},
 			{"complete receipts", c.completeReceipts},
 		} {

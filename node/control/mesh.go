@@ -19,6 +19,10 @@ import (
 // LeaderTrailer names the metadata by which a node that does not lead says who does: "<node id> <mesh address>".
 const LeaderTrailer = "iapmesh-leader"
 
+// DecidedTrailer names the metadata by which the leader says that an Unavailable is its own decision: whoever asked it need look for no
+// other leader.
+const DecidedTrailer = "iapmesh-decided"
+
 // NotLeadingError says who leads, as far as this node knows. It is Unavailable, and nothing was written.
 type NotLeadingError struct{ ID, Address string }
 
@@ -113,7 +117,11 @@ func (m *MeshServer) RelayJoin(ctx context.Context, req *iapmeshv1.RelayJoinRequ
 	if !isControl(v, node) {
 		return nil, fault.New(fault.Denied, "node %s is no control node: it relays no joins", node)
 	}
-	return m.Controller.Admit(ctx, req)
+	resp, err := m.Controller.Admit(ctx, req)
+	if errors.Is(err, keyring.ErrNotYetActive) {
+		_ = grpc.SetTrailer(ctx, metadata.Pairs(DecidedTrailer, "1")) // the joiner is to come again, not the node that relays it
+	}
+	return resp, err
 }
 
 // present is Caller for what a lapsed node may not do: before the state, its secrets and its own entries, it has to recover by Renew,
@@ -246,6 +254,32 @@ func (m *MeshServer) Leave(ctx context.Context, _ *iapmeshv1.LeaveRequest) (*iap
 		return nil, err
 	}
 	return &iapmeshv1.LeaveResponse{Revision: state.RevisionProto(at)}, nil
+}
+
+// ProposeSuccessor implements MeshService.
+func (m *MeshServer) ProposeSuccessor(ctx context.Context, req *iapmeshv1.ProposeSuccessorRequest) (*iapmeshv1.ProposeSuccessorResponse, error) {
+	node, err := m.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	at, err := m.Controller.ProposeSuccessor(ctx, node, req)
+	if err != nil {
+		return nil, err
+	}
+	return &iapmeshv1.ProposeSuccessorResponse{Revision: state.RevisionProto(at)}, nil
+}
+
+// CompleteRotation implements MeshService.
+func (m *MeshServer) CompleteRotation(ctx context.Context, req *iapmeshv1.CompleteRotationRequest) (*iapmeshv1.CompleteRotationResponse, error) {
+	node, err := m.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	at, err := m.Controller.CompleteRotation(ctx, node, req)
+	if err != nil {
+		return nil, err
+	}
+	return &iapmeshv1.CompleteRotationResponse{Revision: state.RevisionProto(at)}, nil
 }
 
 // Admit decides on a join that a control node terminated.

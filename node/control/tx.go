@@ -161,6 +161,9 @@ func latestTime(v *state.View) time.Time {
 		see(k.CreatedAt)
 		see(k.ApprovedAt)
 		see(k.RevokedAt)
+		if k.ProposedBy != "" {
+			see(k.NotBefore) // when its rotation was completed
+		}
 	}
 	for _, k := range v.Keyring.SigningKeys {
 		see(k.StateSince)

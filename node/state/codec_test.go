@@ -69,6 +69,8 @@ func (f *filler) fill(t *testing.T, v reflect.Value) {
 		v.SetBool(true)
 	case reflect.Uint32:
 		v.SetUint(uint64(f.n))
+	case reflect.Int64: // a time.Duration
+		v.SetInt(int64(f.n))
 	case reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
 		f.fill(t, v.Index(0))

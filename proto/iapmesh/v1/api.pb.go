@@ -1245,6 +1245,9 @@ type IssueKeyRequest struct {
 	MaxUses       *uint32                `protobuf:"varint,9,opt,name=max_uses,json=maxUses,proto3,oneof" json:"max_uses,omitempty"` // default 1
 	MaxActive     uint32                 `protobuf:"varint,10,opt,name=max_active,json=maxActive,proto3" json:"max_active,omitempty"`
 	NeedsApproval bool                   `protobuf:"varint,11,opt,name=needs_approval,json=needsApproval,proto3" json:"needs_approval,omitempty"` // by a second administrator, also where the settings do not ask for it
+	RotateEvery   *durationpb.Duration   `protobuf:"bytes,15,opt,name=rotate_every,json=rotateEvery,proto3" json:"rotate_every,omitempty"`        // unset: no schedule
+	RotateGrace   *durationpb.Duration   `protobuf:"bytes,16,opt,name=rotate_grace,json=rotateGrace,proto3" json:"rotate_grace,omitempty"`
+	Rotator       string                 `protobuf:"bytes,17,opt,name=rotator,proto3" json:"rotator,omitempty"` // node id or name; with rotate_every
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1354,6 +1357,27 @@ func (x *IssueKeyRequest) GetNeedsApproval() bool {
 		return x.NeedsApproval
 	}
 	return false
+}
+
+func (x *IssueKeyRequest) GetRotateEvery() *durationpb.Duration {
+	if x != nil {
+		return x.RotateEvery
+	}
+	return nil
+}
+
+func (x *IssueKeyRequest) GetRotateGrace() *durationpb.Duration {
+	if x != nil {
+		return x.RotateGrace
+	}
+	return nil
+}
+
+func (x *IssueKeyRequest) GetRotator() string {
+	if x != nil {
+		return x.Rotator
+	}
+	return ""
 }
 
 type IssueKeyResponse struct {
@@ -3841,7 +3865,7 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x10routes_that_stop\x18\f \x03(\tR\x0eroutesThatStop\x12)\n" +
 	"\x11routes_that_go_on\x18\r \x03(\tR\x0eroutesThatGoOn\x12&\n" +
 	"\x0froutes_left_out\x18\x0e \x01(\rR\rroutesLeftOut\x12/\n" +
-	"\x13older_configuration\x18\x0f \x01(\bR\x12olderConfiguration\"\xad\x03\n" +
+	"\x13older_configuration\x18\x0f \x01(\bR\x12olderConfiguration\"\xc3\x04\n" +
 	"\x0fIssueKeyRequest\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x01 \x01(\fR\tpublicKey\x12\x12\n" +
@@ -3857,7 +3881,10 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"max_active\x18\n" +
 	" \x01(\rR\tmaxActive\x12%\n" +
-	"\x0eneeds_approval\x18\v \x01(\bR\rneedsApprovalB\v\n" +
+	"\x0eneeds_approval\x18\v \x01(\bR\rneedsApproval\x12<\n" +
+	"\frotate_every\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\vrotateEvery\x12<\n" +
+	"\frotate_grace\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\vrotateGrace\x12\x18\n" +
+	"\arotator\x18\x11 \x01(\tR\arotatorB\v\n" +
 	"\t_max_uses\"p\n" +
 	"\x10IssueKeyResponse\x12-\n" +
 	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12-\n" +
@@ -4181,117 +4208,119 @@ var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	73,  // 25: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
 	70,  // 26: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
 	68,  // 27: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
-	76,  // 28: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 29: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 30: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
-	76,  // 31: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	71,  // 32: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
-	68,  // 33: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
-	68,  // 34: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	76,  // 35: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	76,  // 36: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 37: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	77,  // 38: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
-	76,  // 39: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	71,  // 40: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
-	12,  // 41: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 42: iapmesh.v1.SuspendKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 43: iapmesh.v1.SuspendKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 44: iapmesh.v1.ResumeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 45: iapmesh.v1.ResumeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 46: iapmesh.v1.ApproveKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	76,  // 47: iapmesh.v1.ApproveKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 48: iapmesh.v1.ApproveKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	37,  // 49: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	78,  // 50: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
-	12,  // 51: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	69,  // 52: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	79,  // 53: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
-	12,  // 54: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	80,  // 55: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	66,  // 56: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
-	42,  // 57: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
-	12,  // 58: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	80,  // 59: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	67,  // 60: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	81,  // 61: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
-	12,  // 62: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
-	12,  // 63: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
-	0,   // 64: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
-	12,  // 65: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
-	53,  // 66: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	82,  // 67: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	69,  // 68: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	83,  // 69: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
-	12,  // 70: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	84,  // 71: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	69,  // 72: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	84,  // 73: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12,  // 74: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	84,  // 75: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
-	84,  // 76: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12,  // 77: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	1,   // 78: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,   // 79: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,   // 80: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10,  // 81: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	13,  // 82: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
-	15,  // 83: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
-	19,  // 84: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	21,  // 85: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	23,  // 86: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	25,  // 87: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	27,  // 88: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	29,  // 89: iapmesh.v1.KeyService.SuspendKey:input_type -> iapmesh.v1.SuspendKeyRequest
-	31,  // 90: iapmesh.v1.KeyService.ResumeKey:input_type -> iapmesh.v1.ResumeKeyRequest
-	33,  // 91: iapmesh.v1.KeyService.ApproveKey:input_type -> iapmesh.v1.ApproveKeyRequest
-	35,  // 92: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	38,  // 93: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	40,  // 94: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	43,  // 95: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	45,  // 96: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	47,  // 97: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	49,  // 98: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	51,  // 99: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	54,  // 100: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	56,  // 101: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	58,  // 102: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	60,  // 103: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
-	62,  // 104: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
-	64,  // 105: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
-	2,   // 106: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,   // 107: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,   // 108: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11,  // 109: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	14,  // 110: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
-	16,  // 111: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
-	20,  // 112: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	22,  // 113: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	24,  // 114: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	26,  // 115: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	28,  // 116: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	30,  // 117: iapmesh.v1.KeyService.SuspendKey:output_type -> iapmesh.v1.SuspendKeyResponse
-	32,  // 118: iapmesh.v1.KeyService.ResumeKey:output_type -> iapmesh.v1.ResumeKeyResponse
-	34,  // 119: iapmesh.v1.KeyService.ApproveKey:output_type -> iapmesh.v1.ApproveKeyResponse
-	36,  // 120: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	39,  // 121: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	41,  // 122: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	44,  // 123: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	46,  // 124: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	48,  // 125: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	50,  // 126: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	52,  // 127: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	55,  // 128: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	57,  // 129: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	59,  // 130: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	61,  // 131: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
-	63,  // 132: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
-	65,  // 133: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
-	106, // [106:134] is the sub-list for method output_type
-	78,  // [78:106] is the sub-list for method input_type
-	78,  // [78:78] is the sub-list for extension type_name
-	78,  // [78:78] is the sub-list for extension extendee
-	0,   // [0:78] is the sub-list for field type_name
+	68,  // 28: iapmesh.v1.IssueKeyRequest.rotate_every:type_name -> google.protobuf.Duration
+	68,  // 29: iapmesh.v1.IssueKeyRequest.rotate_grace:type_name -> google.protobuf.Duration
+	76,  // 30: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 31: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 32: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
+	76,  // 33: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	71,  // 34: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
+	68,  // 35: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	68,  // 36: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	76,  // 37: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	76,  // 38: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 39: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	77,  // 40: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
+	76,  // 41: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	71,  // 42: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
+	12,  // 43: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 44: iapmesh.v1.SuspendKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 45: iapmesh.v1.SuspendKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 46: iapmesh.v1.ResumeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 47: iapmesh.v1.ResumeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 48: iapmesh.v1.ApproveKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	76,  // 49: iapmesh.v1.ApproveKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 50: iapmesh.v1.ApproveKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	37,  // 51: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
+	78,  // 52: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	12,  // 53: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
+	69,  // 54: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	79,  // 55: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	12,  // 56: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
+	80,  // 57: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	66,  // 58: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	42,  // 59: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
+	12,  // 60: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	80,  // 61: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	67,  // 62: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	81,  // 63: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	12,  // 64: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
+	12,  // 65: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
+	0,   // 66: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
+	12,  // 67: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
+	53,  // 68: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
+	82,  // 69: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	69,  // 70: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	83,  // 71: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	12,  // 72: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	84,  // 73: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	69,  // 74: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	84,  // 75: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12,  // 76: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	84,  // 77: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	84,  // 78: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12,  // 79: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,   // 80: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,   // 81: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,   // 82: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10,  // 83: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	13,  // 84: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
+	15,  // 85: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
+	19,  // 86: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	21,  // 87: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	23,  // 88: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	25,  // 89: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	27,  // 90: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	29,  // 91: iapmesh.v1.KeyService.SuspendKey:input_type -> iapmesh.v1.SuspendKeyRequest
+	31,  // 92: iapmesh.v1.KeyService.ResumeKey:input_type -> iapmesh.v1.ResumeKeyRequest
+	33,  // 93: iapmesh.v1.KeyService.ApproveKey:input_type -> iapmesh.v1.ApproveKeyRequest
+	35,  // 94: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	38,  // 95: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	40,  // 96: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	43,  // 97: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	45,  // 98: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	47,  // 99: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	49,  // 100: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	51,  // 101: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	54,  // 102: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	56,  // 103: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	58,  // 104: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	60,  // 105: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	62,  // 106: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	64,  // 107: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,   // 108: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,   // 109: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,   // 110: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11,  // 111: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	14,  // 112: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
+	16,  // 113: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
+	20,  // 114: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	22,  // 115: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	24,  // 116: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	26,  // 117: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	28,  // 118: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	30,  // 119: iapmesh.v1.KeyService.SuspendKey:output_type -> iapmesh.v1.SuspendKeyResponse
+	32,  // 120: iapmesh.v1.KeyService.ResumeKey:output_type -> iapmesh.v1.ResumeKeyResponse
+	34,  // 121: iapmesh.v1.KeyService.ApproveKey:output_type -> iapmesh.v1.ApproveKeyResponse
+	36,  // 122: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	39,  // 123: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	41,  // 124: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	44,  // 125: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	46,  // 126: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	48,  // 127: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	50,  // 128: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	52,  // 129: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	55,  // 130: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	57,  // 131: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	59,  // 132: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	61,  // 133: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	63,  // 134: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	65,  // 135: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	108, // [108:136] is the sub-list for method output_type
+	80,  // [80:108] is the sub-list for method input_type
+	80,  // [80:80] is the sub-list for extension type_name
+	80,  // [80:80] is the sub-list for extension extendee
+	0,   // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }

@@ -1887,6 +1887,198 @@ func (x *LeaveResponse) GetRevision() *Revision {
 	return nil
 }
 
+type ProposeSuccessorRequest struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	KeyId              string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`                                          // of the predecessor
+	SuccessorPublicKey []byte                 `protobuf:"bytes,2,opt,name=successor_public_key,json=successorPublicKey,proto3" json:"successor_public_key,omitempty"` // Ed25519
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ProposeSuccessorRequest) Reset() {
+	*x = ProposeSuccessorRequest{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeSuccessorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeSuccessorRequest) ProtoMessage() {}
+
+func (x *ProposeSuccessorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeSuccessorRequest.ProtoReflect.Descriptor instead.
+func (*ProposeSuccessorRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ProposeSuccessorRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ProposeSuccessorRequest) GetSuccessorPublicKey() []byte {
+	if x != nil {
+		return x.SuccessorPublicKey
+	}
+	return nil
+}
+
+type ProposeSuccessorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeSuccessorResponse) Reset() {
+	*x = ProposeSuccessorResponse{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeSuccessorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeSuccessorResponse) ProtoMessage() {}
+
+func (x *ProposeSuccessorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeSuccessorResponse.ProtoReflect.Descriptor instead.
+func (*ProposeSuccessorResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ProposeSuccessorResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+type CompleteRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // of the predecessor
+	SuccessorId   string                 `protobuf:"bytes,2,opt,name=successor_id,json=successorId,proto3" json:"successor_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompleteRotationRequest) Reset() {
+	*x = CompleteRotationRequest{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteRotationRequest) ProtoMessage() {}
+
+func (x *CompleteRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompleteRotationRequest.ProtoReflect.Descriptor instead.
+func (*CompleteRotationRequest) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *CompleteRotationRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *CompleteRotationRequest) GetSuccessorId() string {
+	if x != nil {
+		return x.SuccessorId
+	}
+	return ""
+}
+
+type CompleteRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompleteRotationResponse) Reset() {
+	*x = CompleteRotationResponse{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteRotationResponse) ProtoMessage() {}
+
+func (x *CompleteRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompleteRotationResponse.ProtoReflect.Descriptor instead.
+func (*CompleteRotationResponse) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *CompleteRotationResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
 // GossipMeta is what a member says of itself in gossip, at most 512 bytes. It is never trusted for access.
 type GossipMeta struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1902,7 +2094,7 @@ type GossipMeta struct {
 
 func (x *GossipMeta) Reset() {
 	*x = GossipMeta{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2106,7 @@ func (x *GossipMeta) String() string {
 func (*GossipMeta) ProtoMessage() {}
 
 func (x *GossipMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2119,7 @@ func (x *GossipMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipMeta.ProtoReflect.Descriptor instead.
 func (*GossipMeta) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{31}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GossipMeta) GetNodeId() string {
@@ -2100,6 +2292,16 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"\x0e\n" +
 	"\fLeaveRequest\"A\n" +
 	"\rLeaveResponse\x120\n" +
+	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"b\n" +
+	"\x17ProposeSuccessorRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x120\n" +
+	"\x14successor_public_key\x18\x02 \x01(\fR\x12successorPublicKey\"L\n" +
+	"\x18ProposeSuccessorResponse\x120\n" +
+	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"S\n" +
+	"\x17CompleteRotationRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
+	"\fsuccessor_id\x18\x02 \x01(\tR\vsuccessorId\"L\n" +
+	"\x18CompleteRotationResponse\x120\n" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\"\xc7\x01\n" +
 	"\n" +
 	"GossipMeta\x12\x17\n" +
@@ -2113,7 +2315,7 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x04Join\x12\x17.iapmesh.v1.JoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12?\n" +
 	"\x06Locate\x12\x19.iapmesh.v1.LocateRequest\x1a\x1a.iapmesh.v1.LocateResponse\x12W\n" +
 	"\x0eRevokeByHolder\x12!.iapmesh.v1.RevokeByHolderRequest\x1a\".iapmesh.v1.RevokeByHolderResponse\x12E\n" +
-	"\bStanding\x12\x1b.iapmesh.v1.StandingRequest\x1a\x1c.iapmesh.v1.StandingResponse2\xf2\x05\n" +
+	"\bStanding\x12\x1b.iapmesh.v1.StandingRequest\x1a\x1c.iapmesh.v1.StandingResponse2\xb0\a\n" +
 	"\vMeshService\x12B\n" +
 	"\aConfirm\x12\x1a.iapmesh.v1.ConfirmRequest\x1a\x1b.iapmesh.v1.ConfirmResponse\x12C\n" +
 	"\tRelayJoin\x12\x1c.iapmesh.v1.RelayJoinRequest\x1a\x18.iapmesh.v1.JoinResponse\x12a\n" +
@@ -2125,7 +2327,9 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"EndSession\x12\x1d.iapmesh.v1.EndSessionRequest\x1a\x1e.iapmesh.v1.EndSessionResponse\x12?\n" +
 	"\x06Rebind\x12\x19.iapmesh.v1.RebindRequest\x1a\x1a.iapmesh.v1.RebindResponse\x12<\n" +
-	"\x05Leave\x12\x18.iapmesh.v1.LeaveRequest\x1a\x19.iapmesh.v1.LeaveResponseB7Z5github.com/iapmesh/iapmesh/proto/iapmesh/v1;iapmeshv1b\x06proto3"
+	"\x05Leave\x12\x18.iapmesh.v1.LeaveRequest\x1a\x19.iapmesh.v1.LeaveResponse\x12]\n" +
+	"\x10ProposeSuccessor\x12#.iapmesh.v1.ProposeSuccessorRequest\x1a$.iapmesh.v1.ProposeSuccessorResponse\x12]\n" +
+	"\x10CompleteRotation\x12#.iapmesh.v1.CompleteRotationRequest\x1a$.iapmesh.v1.CompleteRotationResponseB7Z5github.com/iapmesh/iapmesh/proto/iapmesh/v1;iapmeshv1b\x06proto3"
 
 var (
 	file_iapmesh_v1_mesh_proto_rawDescOnce sync.Once
@@ -2139,7 +2343,7 @@ func file_iapmesh_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_iapmesh_v1_mesh_proto_rawDescData
 }
 
-var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(*StandingRequest)(nil),            // 0: iapmesh.v1.StandingRequest
 	(*StandingResponse)(nil),           // 1: iapmesh.v1.StandingResponse
@@ -2172,78 +2376,88 @@ var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(*RebindResponse)(nil),             // 28: iapmesh.v1.RebindResponse
 	(*LeaveRequest)(nil),               // 29: iapmesh.v1.LeaveRequest
 	(*LeaveResponse)(nil),              // 30: iapmesh.v1.LeaveResponse
-	(*GossipMeta)(nil),                 // 31: iapmesh.v1.GossipMeta
-	(NodeState)(0),                     // 32: iapmesh.v1.NodeState
-	(*timestamppb.Timestamp)(nil),      // 33: google.protobuf.Timestamp
-	(Role)(0),                          // 34: iapmesh.v1.Role
-	(*Addresses)(nil),                  // 35: iapmesh.v1.Addresses
-	(*Revision)(nil),                   // 36: iapmesh.v1.Revision
-	(*RevokeByHolderRequest)(nil),      // 37: iapmesh.v1.RevokeByHolderRequest
-	(*RelayRevokeByHolderRequest)(nil), // 38: iapmesh.v1.RelayRevokeByHolderRequest
-	(*RevokeByHolderResponse)(nil),     // 39: iapmesh.v1.RevokeByHolderResponse
+	(*ProposeSuccessorRequest)(nil),    // 31: iapmesh.v1.ProposeSuccessorRequest
+	(*ProposeSuccessorResponse)(nil),   // 32: iapmesh.v1.ProposeSuccessorResponse
+	(*CompleteRotationRequest)(nil),    // 33: iapmesh.v1.CompleteRotationRequest
+	(*CompleteRotationResponse)(nil),   // 34: iapmesh.v1.CompleteRotationResponse
+	(*GossipMeta)(nil),                 // 35: iapmesh.v1.GossipMeta
+	(NodeState)(0),                     // 36: iapmesh.v1.NodeState
+	(*timestamppb.Timestamp)(nil),      // 37: google.protobuf.Timestamp
+	(Role)(0),                          // 38: iapmesh.v1.Role
+	(*Addresses)(nil),                  // 39: iapmesh.v1.Addresses
+	(*Revision)(nil),                   // 40: iapmesh.v1.Revision
+	(*RevokeByHolderRequest)(nil),      // 41: iapmesh.v1.RevokeByHolderRequest
+	(*RelayRevokeByHolderRequest)(nil), // 42: iapmesh.v1.RelayRevokeByHolderRequest
+	(*RevokeByHolderResponse)(nil),     // 43: iapmesh.v1.RevokeByHolderResponse
 }
 var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
-	32, // 0: iapmesh.v1.StandingResponse.state:type_name -> iapmesh.v1.NodeState
-	33, // 1: iapmesh.v1.StandingResponse.since:type_name -> google.protobuf.Timestamp
+	36, // 0: iapmesh.v1.StandingResponse.state:type_name -> iapmesh.v1.NodeState
+	37, // 1: iapmesh.v1.StandingResponse.since:type_name -> google.protobuf.Timestamp
 	7,  // 2: iapmesh.v1.LocateResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	34, // 3: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
-	35, // 4: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
-	36, // 5: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
+	38, // 3: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
+	39, // 4: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
+	40, // 5: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
 	7,  // 6: iapmesh.v1.JoinResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	36, // 7: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 7: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
 	5,  // 8: iapmesh.v1.RelayJoinRequest.join:type_name -> iapmesh.v1.JoinRequest
 	12, // 9: iapmesh.v1.FollowRequest.start:type_name -> iapmesh.v1.FollowStart
 	13, // 10: iapmesh.v1.FollowRequest.ping:type_name -> iapmesh.v1.Ping
-	36, // 11: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
+	40, // 11: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
 	15, // 12: iapmesh.v1.FollowResponse.change:type_name -> iapmesh.v1.Change
 	17, // 13: iapmesh.v1.FollowResponse.pong:type_name -> iapmesh.v1.Pong
-	36, // 14: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
+	40, // 14: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
 	16, // 15: iapmesh.v1.Change.entries:type_name -> iapmesh.v1.Entry
-	36, // 16: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
-	36, // 17: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
+	40, // 16: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
+	40, // 17: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
 	19, // 18: iapmesh.v1.ReportRequest.report:type_name -> iapmesh.v1.NodeReport
-	36, // 19: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
-	33, // 20: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	33, // 21: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
+	40, // 19: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
+	37, // 20: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	37, // 21: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
 	17, // 22: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
-	36, // 23: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
-	36, // 24: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
-	36, // 25: iapmesh.v1.RebindResponse.revision:type_name -> iapmesh.v1.Revision
-	36, // 26: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
-	34, // 27: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
-	5,  // 28: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
-	2,  // 29: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
-	37, // 30: iapmesh.v1.EnrollService.RevokeByHolder:input_type -> iapmesh.v1.RevokeByHolderRequest
-	0,  // 31: iapmesh.v1.EnrollService.Standing:input_type -> iapmesh.v1.StandingRequest
-	8,  // 32: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
-	10, // 33: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
-	38, // 34: iapmesh.v1.MeshService.RelayRevokeByHolder:input_type -> iapmesh.v1.RelayRevokeByHolderRequest
-	11, // 35: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
-	18, // 36: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
-	21, // 37: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
-	23, // 38: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
-	25, // 39: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
-	27, // 40: iapmesh.v1.MeshService.Rebind:input_type -> iapmesh.v1.RebindRequest
-	29, // 41: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
-	6,  // 42: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
-	3,  // 43: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
-	39, // 44: iapmesh.v1.EnrollService.RevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
-	1,  // 45: iapmesh.v1.EnrollService.Standing:output_type -> iapmesh.v1.StandingResponse
-	9,  // 46: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
-	6,  // 47: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
-	39, // 48: iapmesh.v1.MeshService.RelayRevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
-	14, // 49: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
-	20, // 50: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
-	22, // 51: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
-	24, // 52: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
-	26, // 53: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
-	28, // 54: iapmesh.v1.MeshService.Rebind:output_type -> iapmesh.v1.RebindResponse
-	30, // 55: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
-	42, // [42:56] is the sub-list for method output_type
-	28, // [28:42] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	40, // 23: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 24: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 25: iapmesh.v1.RebindResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 26: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 27: iapmesh.v1.ProposeSuccessorResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 28: iapmesh.v1.CompleteRotationResponse.revision:type_name -> iapmesh.v1.Revision
+	38, // 29: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
+	5,  // 30: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
+	2,  // 31: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
+	41, // 32: iapmesh.v1.EnrollService.RevokeByHolder:input_type -> iapmesh.v1.RevokeByHolderRequest
+	0,  // 33: iapmesh.v1.EnrollService.Standing:input_type -> iapmesh.v1.StandingRequest
+	8,  // 34: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
+	10, // 35: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
+	42, // 36: iapmesh.v1.MeshService.RelayRevokeByHolder:input_type -> iapmesh.v1.RelayRevokeByHolderRequest
+	11, // 37: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
+	18, // 38: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
+	21, // 39: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
+	23, // 40: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
+	25, // 41: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
+	27, // 42: iapmesh.v1.MeshService.Rebind:input_type -> iapmesh.v1.RebindRequest
+	29, // 43: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
+	31, // 44: iapmesh.v1.MeshService.ProposeSuccessor:input_type -> iapmesh.v1.ProposeSuccessorRequest
+	33, // 45: iapmesh.v1.MeshService.CompleteRotation:input_type -> iapmesh.v1.CompleteRotationRequest
+	6,  // 46: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
+	3,  // 47: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
+	43, // 48: iapmesh.v1.EnrollService.RevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	1,  // 49: iapmesh.v1.EnrollService.Standing:output_type -> iapmesh.v1.StandingResponse
+	9,  // 50: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
+	6,  // 51: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
+	43, // 52: iapmesh.v1.MeshService.RelayRevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	14, // 53: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
+	20, // 54: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
+	22, // 55: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
+	24, // 56: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
+	26, // 57: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
+	28, // 58: iapmesh.v1.MeshService.Rebind:output_type -> iapmesh.v1.RebindResponse
+	30, // 59: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
+	32, // 60: iapmesh.v1.MeshService.ProposeSuccessor:output_type -> iapmesh.v1.ProposeSuccessorResponse
+	34, // 61: iapmesh.v1.MeshService.CompleteRotation:output_type -> iapmesh.v1.CompleteRotationResponse
+	46, // [46:62] is the sub-list for method output_type
+	30, // [30:46] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_mesh_proto_init() }
@@ -2267,7 +2481,7 @@ func file_iapmesh_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_mesh_proto_rawDesc), len(file_iapmesh_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

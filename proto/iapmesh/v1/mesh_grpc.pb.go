@@ -261,6 +261,8 @@ const (
 	MeshService_EndSession_FullMethodName          = "/iapmesh.v1.MeshService/EndSession"
 	MeshService_Rebind_FullMethodName              = "/iapmesh.v1.MeshService/Rebind"
 	MeshService_Leave_FullMethodName               = "/iapmesh.v1.MeshService/Leave"
+	MeshService_ProposeSuccessor_FullMethodName    = "/iapmesh.v1.MeshService/ProposeSuccessor"
+	MeshService_CompleteRotation_FullMethodName    = "/iapmesh.v1.MeshService/CompleteRotation"
 )
 
 // MeshServiceClient is the client API for MeshService service.
@@ -289,6 +291,10 @@ type MeshServiceClient interface {
 	Rebind(ctx context.Context, in *RebindRequest, opts ...grpc.CallOption) (*RebindResponse, error)
 	// Leave marks the caller's node as departed.
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
+	// ProposeSuccessor registers the successor of a key whose rotator the caller is: pending, until its secret is stored.
+	ProposeSuccessor(ctx context.Context, in *ProposeSuccessorRequest, opts ...grpc.CallOption) (*ProposeSuccessorResponse, error)
+	// CompleteRotation makes a proposed successor active, and sends its predecessor into retirement.
+	CompleteRotation(ctx context.Context, in *CompleteRotationRequest, opts ...grpc.CallOption) (*CompleteRotationResponse, error)
 }
 
 type meshServiceClient struct {
@@ -405,6 +411,26 @@ func (c *meshServiceClient) Leave(ctx context.Context, in *LeaveRequest, opts ..
 	return out, nil
 }
 
+func (c *meshServiceClient) ProposeSuccessor(ctx context.Context, in *ProposeSuccessorRequest, opts ...grpc.CallOption) (*ProposeSuccessorResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProposeSuccessorResponse)
+	err := c.cc.Invoke(ctx, MeshService_ProposeSuccessor_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshServiceClient) CompleteRotation(ctx context.Context, in *CompleteRotationRequest, opts ...grpc.CallOption) (*CompleteRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CompleteRotationResponse)
+	err := c.cc.Invoke(ctx, MeshService_CompleteRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // MeshServiceServer is the server API for MeshService service.
 // All implementations must embed UnimplementedMeshServiceServer
 // for forward compatibility.
@@ -431,6 +457,10 @@ type MeshServiceServer interface {
 	Rebind(context.Context, *RebindRequest) (*RebindResponse, error)
 	// Leave marks the caller's node as departed.
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
+	// ProposeSuccessor registers the successor of a key whose rotator the caller is: pending, until its secret is stored.
+	ProposeSuccessor(context.Context, *ProposeSuccessorRequest) (*ProposeSuccessorResponse, error)
+	// CompleteRotation makes a proposed successor active, and sends its predecessor into retirement.
+	CompleteRotation(context.Context, *CompleteRotationRequest) (*CompleteRotationResponse, error)
 	mustEmbedUnimplementedMeshServiceServer()
 }
 
@@ -470,6 +500,12 @@ func (UnimplementedMeshServiceServer) Rebind(context.Context, *RebindRequest) (*
 }
 func (UnimplementedMeshServiceServer) Leave(context.Context, *LeaveRequest) (*LeaveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
+}
+func (UnimplementedMeshServiceServer) ProposeSuccessor(context.Context, *ProposeSuccessorRequest) (*ProposeSuccessorResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ProposeSuccessor not implemented")
+}
+func (UnimplementedMeshServiceServer) CompleteRotation(context.Context, *CompleteRotationRequest) (*CompleteRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CompleteRotation not implemented")
 }
 func (UnimplementedMeshServiceServer) mustEmbedUnimplementedMeshServiceServer() {}
 func (UnimplementedMeshServiceServer) testEmbeddedByValue()                     {}
@@ -650,6 +686,42 @@ func _MeshService_Leave_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _MeshService_ProposeSuccessor_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProposeSuccessorRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServiceServer).ProposeSuccessor(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MeshService_ProposeSuccessor_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServiceServer).ProposeSuccessor(ctx, req.(*ProposeSuccessorRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MeshService_CompleteRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CompleteRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServiceServer).CompleteRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MeshService_CompleteRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServiceServer).CompleteRotation(ctx, req.(*CompleteRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // MeshService_ServiceDesc is the grpc.ServiceDesc for MeshService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -688,6 +760,14 @@ var MeshService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Leave",
 			Handler:    _MeshService_Leave_Handler,
+		},
+		{
+			MethodName: "ProposeSuccessor",
+			Handler:    _MeshService_ProposeSuccessor_Handler,
+		},
+		{
+			MethodName: "CompleteRotation",
+			Handler:    _MeshService_CompleteRotation_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

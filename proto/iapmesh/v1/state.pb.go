@@ -531,36 +531,41 @@ func (x *Revision) GetIndex() uint64 {
 
 // ProvisioningKey lies at provisioning-key/<id>. The secret half is never stored.
 type ProvisioningKey struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	PublicKey     []byte                 `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // Ed25519, 32 bytes
-	Grants        []Role                 `protobuf:"varint,4,rep,packed,name=grants,proto3,enum=iapmesh.v1.Role" json:"grants,omitempty"`
-	Regions       []string               `protobuf:"bytes,5,rep,name=regions,proto3" json:"regions,omitempty"`                                  // empty: any
-	RouteSelector string                 `protobuf:"bytes,6,opt,name=route_selector,json=routeSelector,proto3" json:"route_selector,omitempty"` // empty: every route
-	SourceCidrs   []string               `protobuf:"bytes,7,rep,name=source_cidrs,json=sourceCidrs,proto3" json:"source_cidrs,omitempty"`       // empty: any
-	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	MaxUses       uint32                 `protobuf:"varint,10,opt,name=max_uses,json=maxUses,proto3" json:"max_uses,omitempty"`       // 0: unlimited
-	MaxActive     uint32                 `protobuf:"varint,11,opt,name=max_active,json=maxActive,proto3" json:"max_active,omitempty"` // 0: unlimited
-	Uses          uint32                 `protobuf:"varint,12,opt,name=uses,proto3" json:"uses,omitempty"`
-	State         KeyState               `protobuf:"varint,13,opt,name=state,proto3,enum=iapmesh.v1.KeyState" json:"state,omitempty"`
-	Predecessor   string                 `protobuf:"bytes,14,opt,name=predecessor,proto3" json:"predecessor,omitempty"`
-	Successor     string                 `protobuf:"bytes,15,opt,name=successor,proto3" json:"successor,omitempty"`
-	GraceUntil    *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=grace_until,json=graceUntil,proto3" json:"grace_until,omitempty"`
-	CreatedBy     string                 `protobuf:"bytes,17,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	Reason        string                 `protobuf:"bytes,19,opt,name=reason,proto3" json:"reason,omitempty"`
-	Cascade       Cascade                `protobuf:"varint,20,opt,name=cascade,proto3,enum=iapmesh.v1.Cascade" json:"cascade,omitempty"`
-	RevokedAt     *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
-	RecentUses    []*KeyUse              `protobuf:"bytes,22,rep,name=recent_uses,json=recentUses,proto3" json:"recent_uses,omitempty"`           // newest last, at most 64
-	NeedsApproval bool                   `protobuf:"varint,23,opt,name=needs_approval,json=needsApproval,proto3" json:"needs_approval,omitempty"` // by another administrator than created_by, before it admits anybody
-	ApprovedBy    string                 `protobuf:"bytes,24,opt,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
-	ApprovedAt    *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=approved_at,json=approvedAt,proto3" json:"approved_at,omitempty"`
-	ApprovalGrace *durationpb.Duration   `protobuf:"bytes,26,opt,name=approval_grace,json=approvalGrace,proto3" json:"approval_grace,omitempty"` // of a successor: for how long its predecessor goes on to admit once it is approved
-	RevokedBy     string                 `protobuf:"bytes,27,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`             // admin/<name>, or key/<id>: by whoever held it
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	PublicKey       []byte                 `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // Ed25519, 32 bytes
+	Grants          []Role                 `protobuf:"varint,4,rep,packed,name=grants,proto3,enum=iapmesh.v1.Role" json:"grants,omitempty"`
+	Regions         []string               `protobuf:"bytes,5,rep,name=regions,proto3" json:"regions,omitempty"`                                  // empty: any
+	RouteSelector   string                 `protobuf:"bytes,6,opt,name=route_selector,json=routeSelector,proto3" json:"route_selector,omitempty"` // empty: every route
+	SourceCidrs     []string               `protobuf:"bytes,7,rep,name=source_cidrs,json=sourceCidrs,proto3" json:"source_cidrs,omitempty"`       // empty: any
+	NotBefore       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	ExpiresAt       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	MaxUses         uint32                 `protobuf:"varint,10,opt,name=max_uses,json=maxUses,proto3" json:"max_uses,omitempty"`       // 0: unlimited
+	MaxActive       uint32                 `protobuf:"varint,11,opt,name=max_active,json=maxActive,proto3" json:"max_active,omitempty"` // 0: unlimited
+	Uses            uint32                 `protobuf:"varint,12,opt,name=uses,proto3" json:"uses,omitempty"`
+	State           KeyState               `protobuf:"varint,13,opt,name=state,proto3,enum=iapmesh.v1.KeyState" json:"state,omitempty"`
+	Predecessor     string                 `protobuf:"bytes,14,opt,name=predecessor,proto3" json:"predecessor,omitempty"`
+	Successor       string                 `protobuf:"bytes,15,opt,name=successor,proto3" json:"successor,omitempty"`
+	GraceUntil      *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=grace_until,json=graceUntil,proto3" json:"grace_until,omitempty"`
+	CreatedBy       string                 `protobuf:"bytes,17,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	CreatedAt       *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Reason          string                 `protobuf:"bytes,19,opt,name=reason,proto3" json:"reason,omitempty"`
+	Cascade         Cascade                `protobuf:"varint,20,opt,name=cascade,proto3,enum=iapmesh.v1.Cascade" json:"cascade,omitempty"`
+	RevokedAt       *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
+	RecentUses      []*KeyUse              `protobuf:"bytes,22,rep,name=recent_uses,json=recentUses,proto3" json:"recent_uses,omitempty"`           // newest last, at most 64
+	NeedsApproval   bool                   `protobuf:"varint,23,opt,name=needs_approval,json=needsApproval,proto3" json:"needs_approval,omitempty"` // by another administrator than created_by, before it admits anybody
+	ApprovedBy      string                 `protobuf:"bytes,24,opt,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
+	ApprovedAt      *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=approved_at,json=approvedAt,proto3" json:"approved_at,omitempty"`
+	ApprovalGrace   *durationpb.Duration   `protobuf:"bytes,26,opt,name=approval_grace,json=approvalGrace,proto3" json:"approval_grace,omitempty"`        // of a successor: for how long its predecessor goes on to admit once it is approved
+	RevokedBy       string                 `protobuf:"bytes,27,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`                    // admin/<name>, or key/<id>: by whoever held it
+	RotateEvery     *durationpb.Duration   `protobuf:"bytes,30,opt,name=rotate_every,json=rotateEvery,proto3" json:"rotate_every,omitempty"`              // unset: no schedule
+	RotateGrace     *durationpb.Duration   `protobuf:"bytes,31,opt,name=rotate_grace,json=rotateGrace,proto3" json:"rotate_grace,omitempty"`              // for how long a predecessor that the schedule retired still admits
+	Rotator         string                 `protobuf:"bytes,32,opt,name=rotator,proto3" json:"rotator,omitempty"`                                         // id of the node that makes the successors
+	RotateRequested bool                   `protobuf:"varint,33,opt,name=rotate_requested,json=rotateRequested,proto3" json:"rotate_requested,omitempty"` // an operator asked the rotator to act now
+	ProposedBy      string                 `protobuf:"bytes,34,opt,name=proposed_by,json=proposedBy,proto3" json:"proposed_by,omitempty"`                 // id of the rotator that made this key; pending until its secret is stored
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ProvisioningKey) Reset() {
@@ -778,6 +783,41 @@ func (x *ProvisioningKey) GetApprovalGrace() *durationpb.Duration {
 func (x *ProvisioningKey) GetRevokedBy() string {
 	if x != nil {
 		return x.RevokedBy
+	}
+	return ""
+}
+
+func (x *ProvisioningKey) GetRotateEvery() *durationpb.Duration {
+	if x != nil {
+		return x.RotateEvery
+	}
+	return nil
+}
+
+func (x *ProvisioningKey) GetRotateGrace() *durationpb.Duration {
+	if x != nil {
+		return x.RotateGrace
+	}
+	return nil
+}
+
+func (x *ProvisioningKey) GetRotator() string {
+	if x != nil {
+		return x.Rotator
+	}
+	return ""
+}
+
+func (x *ProvisioningKey) GetRotateRequested() bool {
+	if x != nil {
+		return x.RotateRequested
+	}
+	return false
+}
+
+func (x *ProvisioningKey) GetProposedBy() string {
+	if x != nil {
+		return x.ProposedBy
 	}
 	return ""
 }
@@ -1981,7 +2021,8 @@ const file_iapmesh_v1_state_proto_rawDesc = "" +
 	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n" +
 	"\bRevision\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xc6\b\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\xa8\n" +
+	"\n" +
 	"\x0fProvisioningKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -2022,7 +2063,13 @@ const file_iapmesh_v1_state_proto_rawDesc = "" +
 	"approvedAt\x12@\n" +
 	"\x0eapproval_grace\x18\x1a \x01(\v2\x19.google.protobuf.DurationR\rapprovalGrace\x12\x1d\n" +
 	"\n" +
-	"revoked_by\x18\x1b \x01(\tR\trevokedBy\"\\\n" +
+	"revoked_by\x18\x1b \x01(\tR\trevokedBy\x12<\n" +
+	"\frotate_every\x18\x1e \x01(\v2\x19.google.protobuf.DurationR\vrotateEvery\x12<\n" +
+	"\frotate_grace\x18\x1f \x01(\v2\x19.google.protobuf.DurationR\vrotateGrace\x12\x18\n" +
+	"\arotator\x18  \x01(\tR\arotator\x12)\n" +
+	"\x10rotate_requested\x18! \x01(\bR\x0frotateRequested\x12\x1f\n" +
+	"\vproposed_by\x18\" \x01(\tR\n" +
+	"proposedBy\"\\\n" +
 	"\x06KeyUse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
@@ -2248,40 +2295,42 @@ var file_iapmesh_v1_state_proto_depIdxs = []int32{
 	10, // 8: iapmesh.v1.ProvisioningKey.recent_uses:type_name -> iapmesh.v1.KeyUse
 	24, // 9: iapmesh.v1.ProvisioningKey.approved_at:type_name -> google.protobuf.Timestamp
 	25, // 10: iapmesh.v1.ProvisioningKey.approval_grace:type_name -> google.protobuf.Duration
-	24, // 11: iapmesh.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
-	0,  // 12: iapmesh.v1.Node.roles:type_name -> iapmesh.v1.Role
-	11, // 13: iapmesh.v1.Node.addresses:type_name -> iapmesh.v1.Addresses
-	3,  // 14: iapmesh.v1.Node.state:type_name -> iapmesh.v1.NodeState
-	24, // 15: iapmesh.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
-	24, // 16: iapmesh.v1.Node.state_since:type_name -> google.protobuf.Timestamp
-	24, // 17: iapmesh.v1.Node.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	24, // 18: iapmesh.v1.Admin.created_at:type_name -> google.protobuf.Timestamp
-	24, // 19: iapmesh.v1.Admin.expires_at:type_name -> google.protobuf.Timestamp
-	24, // 20: iapmesh.v1.Admin.revoked_at:type_name -> google.protobuf.Timestamp
-	4,  // 21: iapmesh.v1.SigningKey.kind:type_name -> iapmesh.v1.SigningKeyKind
-	5,  // 22: iapmesh.v1.SigningKey.state:type_name -> iapmesh.v1.SigningKeyState
-	24, // 23: iapmesh.v1.SigningKey.announced_at:type_name -> google.protobuf.Timestamp
-	24, // 24: iapmesh.v1.SigningKey.active_at:type_name -> google.protobuf.Timestamp
-	24, // 25: iapmesh.v1.SigningKey.retire_at:type_name -> google.protobuf.Timestamp
-	24, // 26: iapmesh.v1.SigningKey.state_since:type_name -> google.protobuf.Timestamp
-	6,  // 27: iapmesh.v1.Authority.state:type_name -> iapmesh.v1.AuthorityState
-	24, // 28: iapmesh.v1.Authority.created_at:type_name -> google.protobuf.Timestamp
-	24, // 29: iapmesh.v1.Authority.active_at:type_name -> google.protobuf.Timestamp
-	24, // 30: iapmesh.v1.Authority.retired_at:type_name -> google.protobuf.Timestamp
-	7,  // 31: iapmesh.v1.Revocation.kind:type_name -> iapmesh.v1.RevocationKind
-	24, // 32: iapmesh.v1.Revocation.at:type_name -> google.protobuf.Timestamp
-	24, // 33: iapmesh.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
-	18, // 34: iapmesh.v1.Audience.wraps:type_name -> iapmesh.v1.Wrap
-	24, // 35: iapmesh.v1.Audience.rotated_at:type_name -> google.protobuf.Timestamp
-	24, // 36: iapmesh.v1.Secret.at:type_name -> google.protobuf.Timestamp
-	21, // 37: iapmesh.v1.Manifest.entries:type_name -> iapmesh.v1.ManifestEntry
-	24, // 38: iapmesh.v1.Manifest.at:type_name -> google.protobuf.Timestamp
-	24, // 39: iapmesh.v1.Mesh.founded_at:type_name -> google.protobuf.Timestamp
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	25, // 11: iapmesh.v1.ProvisioningKey.rotate_every:type_name -> google.protobuf.Duration
+	25, // 12: iapmesh.v1.ProvisioningKey.rotate_grace:type_name -> google.protobuf.Duration
+	24, // 13: iapmesh.v1.KeyUse.at:type_name -> google.protobuf.Timestamp
+	0,  // 14: iapmesh.v1.Node.roles:type_name -> iapmesh.v1.Role
+	11, // 15: iapmesh.v1.Node.addresses:type_name -> iapmesh.v1.Addresses
+	3,  // 16: iapmesh.v1.Node.state:type_name -> iapmesh.v1.NodeState
+	24, // 17: iapmesh.v1.Node.enrolled_at:type_name -> google.protobuf.Timestamp
+	24, // 18: iapmesh.v1.Node.state_since:type_name -> google.protobuf.Timestamp
+	24, // 19: iapmesh.v1.Node.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	24, // 20: iapmesh.v1.Admin.created_at:type_name -> google.protobuf.Timestamp
+	24, // 21: iapmesh.v1.Admin.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 22: iapmesh.v1.Admin.revoked_at:type_name -> google.protobuf.Timestamp
+	4,  // 23: iapmesh.v1.SigningKey.kind:type_name -> iapmesh.v1.SigningKeyKind
+	5,  // 24: iapmesh.v1.SigningKey.state:type_name -> iapmesh.v1.SigningKeyState
+	24, // 25: iapmesh.v1.SigningKey.announced_at:type_name -> google.protobuf.Timestamp
+	24, // 26: iapmesh.v1.SigningKey.active_at:type_name -> google.protobuf.Timestamp
+	24, // 27: iapmesh.v1.SigningKey.retire_at:type_name -> google.protobuf.Timestamp
+	24, // 28: iapmesh.v1.SigningKey.state_since:type_name -> google.protobuf.Timestamp
+	6,  // 29: iapmesh.v1.Authority.state:type_name -> iapmesh.v1.AuthorityState
+	24, // 30: iapmesh.v1.Authority.created_at:type_name -> google.protobuf.Timestamp
+	24, // 31: iapmesh.v1.Authority.active_at:type_name -> google.protobuf.Timestamp
+	24, // 32: iapmesh.v1.Authority.retired_at:type_name -> google.protobuf.Timestamp
+	7,  // 33: iapmesh.v1.Revocation.kind:type_name -> iapmesh.v1.RevocationKind
+	24, // 34: iapmesh.v1.Revocation.at:type_name -> google.protobuf.Timestamp
+	24, // 35: iapmesh.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 36: iapmesh.v1.Audience.wraps:type_name -> iapmesh.v1.Wrap
+	24, // 37: iapmesh.v1.Audience.rotated_at:type_name -> google.protobuf.Timestamp
+	24, // 38: iapmesh.v1.Secret.at:type_name -> google.protobuf.Timestamp
+	21, // 39: iapmesh.v1.Manifest.entries:type_name -> iapmesh.v1.ManifestEntry
+	24, // 40: iapmesh.v1.Manifest.at:type_name -> google.protobuf.Timestamp
+	24, // 41: iapmesh.v1.Mesh.founded_at:type_name -> google.protobuf.Timestamp
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_state_proto_init() }

@@ -1,0 +1,93 @@
+package nodetest
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node"
+	"github.com/iapmesh/iapmesh/node/sink"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// Rotates starts the node anew, with a node.yaml that has it rotate a key into a file.
+func (r *Region) Rotates(key, file string) {
+	r.Stop()
+	r.config.Rotate = append(r.config.Rotate, node.Rotate{Key: key, Sink: sink.Config{File: file}})
+	r.Start()
+	r.AwaitReady()
+}
+
+// IssueScheduled issues a key for any number of proxies that lives for ttl and that the region's node rotates.
+func (m *Mesh) IssueScheduled(name string, public []byte, ttl time.Duration, rotator *Region) *iapmeshv1.ProvisioningKey {
+	m.t.Helper()
+	unlimited := uint32(0)
+	var key *iapmeshv1.ProvisioningKey
+	m.call("issue key "+name, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewKeyServiceClient(conn).IssueKey(ctx, &iapmeshv1.IssueKeyRequest{
+			PublicKey: public, Name: name, Grants: []iapmeshv1.Role{iapmeshv1.Role_ROLE_PROXY}, Ttl: durationpb.New(ttl), MaxUses: &unlimited,
+			RotateEvery: durationpb.New(time.Hour), RotateGrace: durationpb.New(time.Minute), Rotator: rotator.config.Name,
+		}, o...)
+		key = resp.GetKey()
+		return err
+	})
+	return key
+}
+
+// Keys lists the provisioning keys of a name, newest first.
+func (m *Mesh) Keys(name string) []*iapmeshv1.ProvisioningKey {
+	m.t.Helper()
+	var keys []*iapmeshv1.ProvisioningKey
+	m.call("list keys", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewKeyServiceClient(conn).ListKeys(ctx, &iapmeshv1.ListKeysRequest{}, o...)
+		keys = resp.GetKeys()
+		return err
+	})
+	return slices.DeleteFunc(keys, func(k *iapmeshv1.ProvisioningKey) bool { return k.Name != name })
+}
+
+// GenerateKey makes a key that pins the mesh's root.
+func (m *Mesh) GenerateKey() keyring.ProvisioningSecret {
+	m.t.Helper()
+	secret, err := keyring.GenerateKey(m.founded.Bootstrap.Pin(), nil)
+	m.must("generate a key", err)
+	return secret
+}
+
+// AddNodeByKey is AddNode with the key in a file.
+func (m *Mesh) AddNodeByKey(keyFile, name string, roles ...string) *Region {
+	r := m.StartNodeByKey(keyFile, name, roles...)
+	r.AwaitReady()
+	return r
+}
+
+// StartNodeByKey is AddNodeByKey that does not wait until the node has joined.
+func (m *Mesh) StartNodeByKey(keyFile, name string, roles ...string) *Region {
+	r := &Region{mesh: m, Name: name, config: m.config(name, len(m.order))}
+	r.config.Roles = roles
+	r.joinBy(m.regions[m.order[0]])
+	r.config.Join.Key.File = keyFile
+	m.regions[name] = r
+	m.order = append(m.order, name)
+	m.world.admit(r)
+	r.Start()
+	return r
+}
+
+// Metrics are what the node tells of itself.
+func (r *Region) Metrics() string {
+	resp, err := http.Get("http://" + r.config.Listen.Ops + "/metrics")
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	r.mesh.must("read the metrics", err)
+	return string(data)
+}
