@@ -62,7 +62,7 @@ public half comes here.`,
 			if ttl != 0 {
 				req.Ttl = durationpb.New(ttl)
 			}
-			if public != "" {
+			if cmd.Flags().Changed("public-key") { // also where it is empty by mistake: else a key would be made here
 				return c.enrolKey(cmd, req, public)
 			}
 			return c.issueKey(cmd.Context(), req, out)

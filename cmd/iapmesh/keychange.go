@@ -63,7 +63,7 @@ Where a key takes a second administrator (control_key_approval), its successor d
 			if ttl != 0 {
 				req.Ttl = durationpb.New(ttl)
 			}
-			if public != "" {
+			if cmd.Flags().Changed("public-key") {
 				return c.rotateToPublicKey(cmd, req, public, wait)
 			}
 			return c.rotateKey(cmd.Context(), req, out, wait)

@@ -41,6 +41,11 @@ machine that has a profile, neither is needed.`,
 			if err := required(cmd, "key-out"); err != nil {
 				return err
 			}
+			for name, value := range map[string]string{"pin": pin, "root": root} {
+				if value == "" && cmd.Flags().Changed(name) { // else the profile's mesh would be taken for the one that was meant
+					return usagef("--%s: is empty", name)
+				}
+			}
 			p, err := c.choosePin(pin, root)
 			if err != nil {
 				return err

@@ -15,7 +15,7 @@ import (
 
 // SuspendKey lets nobody join by a key until it is resumed.
 func (c *Controller) SuspendKey(ctx context.Context, by, ref, reason string) (*keyring.Key, revision.Revision, error) {
-	return c.moveKey(ctx, by, keyMove{ref, "suspend", reason, func(k keyring.Key, t *tx) (keyring.Key, error) { return keyring.SuspendKey(k, reason) }})
+	return c.moveKey(ctx, by, keyMove{ref, "suspend", reason, func(k keyring.Key, _ *tx) (keyring.Key, error) { return keyring.SuspendKey(k, reason) }})
 }
 
 // ResumeKey takes a suspension back.
