@@ -1479,6 +1479,8 @@ type RevokeKeyResponse struct {
 	Key           *ProvisioningKey       `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Affected      []*Node                `protobuf:"bytes,2,rep,name=affected,proto3" json:"affected,omitempty"`
 	Receipt       *Receipt               `protobuf:"bytes,3,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	Blast         *BlastRadius           `protobuf:"bytes,10,opt,name=blast,proto3" json:"blast,omitempty"`     // what ended; in a dry run, what would end
+	Lineage       *Lineage               `protobuf:"bytes,11,opt,name=lineage,proto3" json:"lineage,omitempty"` // as it was before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1530,6 +1532,20 @@ func (x *RevokeKeyResponse) GetAffected() []*Node {
 func (x *RevokeKeyResponse) GetReceipt() *Receipt {
 	if x != nil {
 		return x.Receipt
+	}
+	return nil
+}
+
+func (x *RevokeKeyResponse) GetBlast() *BlastRadius {
+	if x != nil {
+		return x.Blast
+	}
+	return nil
+}
+
+func (x *RevokeKeyResponse) GetLineage() *Lineage {
+	if x != nil {
+		return x.Lineage
 	}
 	return nil
 }
@@ -3138,7 +3154,7 @@ var File_iapmesh_v1_api_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"\x14iapmesh/v1/api.proto\x12\n" +
-	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
+	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18iapmesh/v1/lineage.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
 	"\x10GetStatusRequest\"?\n" +
 	"\x11GetStatusResponse\x12*\n" +
 	"\x06status\x18\x01 \x01(\v2\x12.iapmesh.v1.StatusR\x06status\"K\n" +
@@ -3239,11 +3255,14 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
 	"\acascade\x18\x02 \x01(\x0e2\x13.iapmesh.v1.CascadeR\acascade\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
-	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\x9f\x01\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\xfd\x01\n" +
 	"\x11RevokeKeyResponse\x12-\n" +
 	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12,\n" +
 	"\baffected\x18\x02 \x03(\v2\x10.iapmesh.v1.NodeR\baffected\x12-\n" +
-	"\areceipt\x18\x03 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"\x18\n" +
+	"\areceipt\x18\x03 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\x12-\n" +
+	"\x05blast\x18\n" +
+	" \x01(\v2\x17.iapmesh.v1.BlastRadiusR\x05blast\x12-\n" +
+	"\alineage\x18\v \x01(\v2\x13.iapmesh.v1.LineageR\alineage\"\x18\n" +
 	"\x16ListSigningKeysRequest\"K\n" +
 	"\x17ListSigningKeysResponse\x120\n" +
 	"\x04keys\x18\x01 \x03(\v2\x1c.iapmesh.v1.SigningKeyStatusR\x04keys\"\x9d\x01\n" +
@@ -3463,13 +3482,15 @@ var file_iapmesh_v1_api_proto_goTypes = []any{
 	(Role)(0),                         // 63: iapmesh.v1.Role
 	(*ProvisioningKey)(nil),           // 64: iapmesh.v1.ProvisioningKey
 	(Cascade)(0),                      // 65: iapmesh.v1.Cascade
-	(*SigningKey)(nil),                // 66: iapmesh.v1.SigningKey
-	(SigningKeyKind)(0),               // 67: iapmesh.v1.SigningKeyKind
-	(*Resource)(nil),                  // 68: iapmesh.v1.Resource
-	(*Manifest)(nil),                  // 69: iapmesh.v1.Manifest
-	(*Revocation)(nil),                // 70: iapmesh.v1.Revocation
-	(RevocationKind)(0),               // 71: iapmesh.v1.RevocationKind
-	(*Admin)(nil),                     // 72: iapmesh.v1.Admin
+	(*BlastRadius)(nil),               // 66: iapmesh.v1.BlastRadius
+	(*Lineage)(nil),                   // 67: iapmesh.v1.Lineage
+	(*SigningKey)(nil),                // 68: iapmesh.v1.SigningKey
+	(SigningKeyKind)(0),               // 69: iapmesh.v1.SigningKeyKind
+	(*Resource)(nil),                  // 70: iapmesh.v1.Resource
+	(*Manifest)(nil),                  // 71: iapmesh.v1.Manifest
+	(*Revocation)(nil),                // 72: iapmesh.v1.Revocation
+	(RevocationKind)(0),               // 73: iapmesh.v1.RevocationKind
+	(*Admin)(nil),                     // 74: iapmesh.v1.Admin
 }
 var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	5,  // 0: iapmesh.v1.GetStatusResponse.status:type_name -> iapmesh.v1.Status
@@ -3507,86 +3528,88 @@ var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	64, // 32: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
 	61, // 33: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
 	12, // 34: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	27, // 35: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	66, // 36: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
-	12, // 37: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	59, // 38: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	67, // 39: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
-	12, // 40: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	68, // 41: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	56, // 42: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
-	32, // 43: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
-	12, // 44: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	68, // 45: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	57, // 46: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	69, // 47: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
-	12, // 48: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
-	12, // 49: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
-	0,  // 50: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
-	12, // 51: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
-	43, // 52: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	70, // 53: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	59, // 54: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	71, // 55: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
-	12, // 56: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	72, // 57: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	59, // 58: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	72, // 59: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 60: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	72, // 61: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
-	72, // 62: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12, // 63: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	1,  // 64: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,  // 65: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,  // 66: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10, // 67: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	15, // 68: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	17, // 69: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	19, // 70: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	21, // 71: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	23, // 72: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	25, // 73: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	28, // 74: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	30, // 75: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	33, // 76: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	35, // 77: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	37, // 78: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	39, // 79: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	41, // 80: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	44, // 81: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	46, // 82: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	48, // 83: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	50, // 84: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
-	52, // 85: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
-	54, // 86: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
-	2,  // 87: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,  // 88: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,  // 89: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11, // 90: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	16, // 91: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	18, // 92: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	20, // 93: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	22, // 94: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	24, // 95: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	26, // 96: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	29, // 97: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	31, // 98: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	34, // 99: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	36, // 100: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	38, // 101: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	40, // 102: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	42, // 103: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	45, // 104: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	47, // 105: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	49, // 106: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	51, // 107: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
-	53, // 108: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
-	55, // 109: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
-	87, // [87:110] is the sub-list for method output_type
-	64, // [64:87] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	66, // 35: iapmesh.v1.RevokeKeyResponse.blast:type_name -> iapmesh.v1.BlastRadius
+	67, // 36: iapmesh.v1.RevokeKeyResponse.lineage:type_name -> iapmesh.v1.Lineage
+	27, // 37: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
+	68, // 38: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	12, // 39: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
+	59, // 40: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	69, // 41: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	12, // 42: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
+	70, // 43: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	56, // 44: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	32, // 45: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
+	12, // 46: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	70, // 47: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	57, // 48: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	71, // 49: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	12, // 50: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
+	12, // 51: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
+	0,  // 52: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
+	12, // 53: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
+	43, // 54: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
+	72, // 55: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	59, // 56: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	73, // 57: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	12, // 58: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	74, // 59: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	59, // 60: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	74, // 61: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 62: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	74, // 63: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	74, // 64: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12, // 65: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,  // 66: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,  // 67: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,  // 68: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10, // 69: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	15, // 70: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	17, // 71: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	19, // 72: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	21, // 73: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	23, // 74: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	25, // 75: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	28, // 76: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	30, // 77: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	33, // 78: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	35, // 79: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	37, // 80: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	39, // 81: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	41, // 82: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	44, // 83: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	46, // 84: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	48, // 85: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	50, // 86: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	52, // 87: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	54, // 88: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,  // 89: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,  // 90: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,  // 91: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11, // 92: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	16, // 93: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	18, // 94: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	20, // 95: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	22, // 96: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	24, // 97: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	26, // 98: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	29, // 99: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	31, // 100: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	34, // 101: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	36, // 102: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	38, // 103: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	40, // 104: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	42, // 105: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	45, // 106: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	47, // 107: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	49, // 108: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	51, // 109: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	53, // 110: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	55, // 111: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	89, // [89:112] is the sub-list for method output_type
+	66, // [66:89] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }
@@ -3594,6 +3617,7 @@ func file_iapmesh_v1_api_proto_init() {
 	if File_iapmesh_v1_api_proto != nil {
 		return
 	}
+	file_iapmesh_v1_lineage_proto_init()
 	file_iapmesh_v1_mesh_proto_init()
 	file_iapmesh_v1_state_proto_init()
 	file_iapmesh_v1_api_proto_msgTypes[14].OneofWrappers = []any{}

@@ -1153,6 +1153,7 @@ type NodeReport struct {
 	SpoolDepth           uint64                 `protobuf:"varint,7,opt,name=spool_depth,json=spoolDepth,proto3" json:"spool_depth,omitempty"` // records not yet acknowledged by an aggregator
 	OpenStreams          uint64                 `protobuf:"varint,8,opt,name=open_streams,json=openStreams,proto3" json:"open_streams,omitempty"`
 	StartedAt            *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	Minted               []*MintedSessions      `protobuf:"bytes,10,rep,name=minted,proto3" json:"minted,omitempty"` // the live sessions by minting node, those with most first; at most 100
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1246,6 +1247,13 @@ func (x *NodeReport) GetOpenStreams() uint64 {
 func (x *NodeReport) GetStartedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *NodeReport) GetMinted() []*MintedSessions {
+	if x != nil {
+		return x.Minted
 	}
 	return nil
 }
@@ -1761,7 +1769,7 @@ var File_iapmesh_v1_mesh_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x15iapmesh/v1/mesh.proto\x12\n" +
-	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16iapmesh/v1/state.proto\"\x0f\n" +
+	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15iapmesh/v1/live.proto\x1a\x16iapmesh/v1/state.proto\"\x0f\n" +
 	"\rLocateRequest\"N\n" +
 	"\x0eLocateResponse\x12<\n" +
 	"\rcontrol_nodes\x18\x01 \x03(\v2\x17.iapmesh.v1.ControlNodeR\fcontrolNodes\"\xcb\x02\n" +
@@ -1835,7 +1843,7 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x0eleader_address\x18\x06 \x01(\tR\rleaderAddress\"U\n" +
 	"\rReportRequest\x12.\n" +
 	"\x06report\x18\x01 \x01(\v2\x16.iapmesh.v1.NodeReportR\x06report\x12\x14\n" +
-	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\"\x95\x03\n" +
+	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\"\xc9\x03\n" +
 	"\n" +
 	"NodeReport\x120\n" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12\x1a\n" +
@@ -1848,7 +1856,9 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"spoolDepth\x12!\n" +
 	"\fopen_streams\x18\b \x01(\x04R\vopenStreams\x129\n" +
 	"\n" +
-	"started_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"6\n" +
+	"started_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x122\n" +
+	"\x06minted\x18\n" +
+	" \x03(\v2\x1a.iapmesh.v1.MintedSessionsR\x06minted\"6\n" +
 	"\x0eReportResponse\x12$\n" +
 	"\x04pong\x18\x01 \x01(\v2\x10.iapmesh.v1.PongR\x04pong\" \n" +
 	"\fRenewRequest\x12\x10\n" +
@@ -1940,6 +1950,7 @@ var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(*Addresses)(nil),                  // 29: iapmesh.v1.Addresses
 	(*Revision)(nil),                   // 30: iapmesh.v1.Revision
 	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
+	(*MintedSessions)(nil),             // 32: iapmesh.v1.MintedSessions
 }
 var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
 	5,  // 0: iapmesh.v1.LocateResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
@@ -1962,36 +1973,37 @@ var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
 	30, // 17: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
 	31, // 18: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
 	31, // 19: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
-	15, // 20: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
-	30, // 21: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
-	30, // 22: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
-	30, // 23: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
-	28, // 24: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
-	3,  // 25: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
-	0,  // 26: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
-	6,  // 27: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
-	8,  // 28: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
-	9,  // 29: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
-	16, // 30: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
-	19, // 31: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
-	21, // 32: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
-	23, // 33: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
-	25, // 34: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
-	4,  // 35: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
-	1,  // 36: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
-	7,  // 37: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
-	4,  // 38: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
-	12, // 39: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
-	18, // 40: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
-	20, // 41: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
-	22, // 42: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
-	24, // 43: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
-	26, // 44: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
-	35, // [35:45] is the sub-list for method output_type
-	25, // [25:35] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	32, // 20: iapmesh.v1.NodeReport.minted:type_name -> iapmesh.v1.MintedSessions
+	15, // 21: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
+	30, // 22: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
+	30, // 23: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
+	30, // 24: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
+	28, // 25: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
+	3,  // 26: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
+	0,  // 27: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
+	6,  // 28: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
+	8,  // 29: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
+	9,  // 30: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
+	16, // 31: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
+	19, // 32: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
+	21, // 33: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
+	23, // 34: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
+	25, // 35: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
+	4,  // 36: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
+	1,  // 37: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
+	7,  // 38: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
+	4,  // 39: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
+	12, // 40: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
+	18, // 41: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
+	20, // 42: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
+	22, // 43: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
+	24, // 44: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
+	26, // 45: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
+	36, // [36:46] is the sub-list for method output_type
+	26, // [26:36] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_mesh_proto_init() }
@@ -1999,6 +2011,7 @@ func file_iapmesh_v1_mesh_proto_init() {
 	if File_iapmesh_v1_mesh_proto != nil {
 		return
 	}
+	file_iapmesh_v1_live_proto_init()
 	file_iapmesh_v1_state_proto_init()
 	file_iapmesh_v1_mesh_proto_msgTypes[9].OneofWrappers = []any{
 		(*FollowRequest_Start)(nil),
