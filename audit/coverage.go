@@ -118,6 +118,29 @@ func MergeHeld(all ...[]Held) []Held {
 	return out
 }
 
+// MergeActivity adds what two aggregators have counted, of the same keys in the same order and of different records.
+func MergeActivity(a, b []KeyActivity) []KeyActivity {
+	out := slices.Clone(a)
+	for i := range min(len(a), len(b)) {
+		k := &keyTally{KeyActivity: out[i]}
+		k.Decisions, k.Subjects = slices.Clone(a[i].Decisions), slices.Clone(a[i].Subjects)
+		k.SignIns += b[i].SignIns
+		k.SignInsRefused += b[i].SignInsRefused
+		k.MoreSubjects = k.MoreSubjects || b[i].MoreSubjects
+		if n := len(k.Decisions); n > 0 && k.Decisions[n-1].Others {
+			k.others, k.Decisions = k.Decisions[n-1].Records, k.Decisions[:n-1]
+		}
+		for _, d := range b[i].Decisions {
+			k.decision(d)
+		}
+		for _, s := range b[i].Subjects {
+			k.subject(s)
+		}
+		out[i] = k.activity()
+	}
+	return out
+}
+
 func mergeRanges(all []SeqRange) []SeqRange {
 	slices.SortFunc(all, func(a, b SeqRange) int { return cmp.Compare(a.From, b.From) })
 	var out []SeqRange

@@ -238,33 +238,43 @@ func (k *keyTally) count(r *Record) {
 				by = ByBoth
 			}
 		}
-		k.decision(DecisionCount{Route: r.Route, Decision: r.Decision, By: by})
+		k.decision(DecisionCount{Route: r.Route, Decision: r.Decision, By: by, Records: 1})
 	}
 	if r.Actor.Subject != "" {
 		k.subject(r.Actor.Subject)
 	}
 }
 
-func compareCounts(a, b DecisionCount) int {
+// CompareCounts orders rows by route, decision and by.
+func CompareCounts(a, b DecisionCount) int {
 	return cmp.Or(cmp.Compare(a.Route, b.Route), cmp.Compare(a.Decision, b.Decision), cmp.Compare(a.By, b.By))
 }
 
-// decision counts one. Of too many rows the first in order stay, so that the outcome does not depend on which came first.
+// decision adds to a row. Of too many rows the first in order stay, so that the outcome does not depend on which came first.
 func (k *keyTally) decision(d DecisionCount) {
-	at, found := slices.BinarySearchFunc(k.Decisions, d, compareCounts)
+	at, found := slices.BinarySearchFunc(k.Decisions, d, CompareCounts)
 	switch {
+	case d.Others || at == MaxSummaryRows:
+		k.others += d.Records
 	case found:
-		k.Decisions[at].Records++
-	case at == MaxSummaryRows:
-		k.others++
+		k.Decisions[at].Records += d.Records
 	default:
-		d.Records = 1
 		k.Decisions = slices.Insert(k.Decisions, at, d)
 		if last := len(k.Decisions) - 1; last == MaxSummaryRows {
 			k.others += k.Decisions[last].Records
 			k.Decisions = k.Decisions[:last]
 		}
 	}
+}
+
+// activity is what was counted so far.
+func (k *keyTally) activity() KeyActivity {
+	out := k.KeyActivity
+	out.Decisions, out.Subjects = slices.Clone(k.Decisions), slices.Clone(k.Subjects)
+	if k.others > 0 {
+		out.Decisions = append(out.Decisions, DecisionCount{Records: k.others, Others: true})
+	}
+	return out
 }
 
 func (k *keyTally) subject(s string) {
@@ -282,12 +292,7 @@ func (s *Summarizer) Summary() Summary {
 	s.begin()
 	var out Summary
 	for _, k := range s.keys {
-		activity := k.KeyActivity
-		activity.Decisions, activity.Subjects = slices.Clone(k.Decisions), slices.Clone(k.Subjects)
-		if k.others > 0 {
-			activity.Decisions = append(activity.Decisions, DecisionCount{Records: k.others, Others: true})
-		}
-		out.Keys = append(out.Keys, activity)
+		out.Keys = append(out.Keys, k.activity())
 	}
 	for _, t := range s.runs {
 		out.Runs = append(out.Runs, t.RunCoverage)

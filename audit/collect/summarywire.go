@@ -88,6 +88,15 @@ func activityOf(k *iapmeshv1.KeyActivity) (audit.KeyActivity, error) {
 	for _, d := range k.GetDecisions() {
 		out.Decisions = append(out.Decisions, audit.DecisionCount{Route: d.GetRoute(), Decision: d.GetDecision(), By: d.GetBy(), Records: d.GetRecords(), Others: d.GetOthers()})
 	}
+	rows := out.Decisions
+	if n := len(rows); n > 0 && rows[n-1].Others {
+		rows = rows[:n-1]
+	}
+	for i, d := range rows {
+		if d.Others || (i > 0 && audit.CompareCounts(rows[i-1], d) >= 0) {
+			return out, fault.New(fault.Invalid, "summary: counts of key %.40s are not in order", out.Key)
+		}
+	}
 	return out, nil
 }
 

@@ -21,7 +21,8 @@ import (
 
 func newKeyCommand(c *cli) *cobra.Command {
 	cmd := group("key", "Provisioning keys: the credentials by which nodes join",
-		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyRevokeCommand(c))
+		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyRevokeCommand(c),
+		newKeyLineageCommand(c))
 	cmd.Long = `Provisioning keys are the credentials by which nodes join. The secret half is made here and never sent: the mesh learns the
 public half, and what the key may do.`
 	return cmd

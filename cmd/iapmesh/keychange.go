@@ -84,7 +84,8 @@ func newKeyRevokeCommand(c *cli) *cobra.Command {
   keep        they stay; only no more join
   quarantine  they are cut off; to release them comes with a later release
   kill        they are revoked, and every session that they signed with them
---dry-run shows which nodes that would be, and changes nothing.`,
+--dry-run shows what that would end: nodes, signing keys, live sessions, routes without a proxy; it changes nothing. Exit status 1 if
+the mesh would refuse it, as where quorum would be lost.`,
 		Example: `  iapmesh key revoke us-east-proxies --cascade kill --dry-run
   iapmesh key revoke us-east-proxies --cascade quarantine --reason "key found in a public repository" --wait`,
 		Args: exactArgs("KEY"),
@@ -103,7 +104,7 @@ func newKeyRevokeCommand(c *cli) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&cascade, "cascade", "", "`WHAT` becomes of its nodes: keep, quarantine or kill (required)")
 	f.StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
-	f.BoolVar(&req.DryRun, "dry-run", false, "show which nodes it would reach, and change nothing")
+	f.BoolVar(&req.DryRun, "dry-run", false, "show what it would end, and change nothing")
 	f.BoolVar(&wait, "wait", false, "wait until every live node has it")
 	return cmd
 }
@@ -118,15 +119,14 @@ func (c *cli) revokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest, wa
 			return err
 		}
 	}
-	return c.print(resp, func(t *table) {
+	err = c.print(resp, func(t *table) {
 		verb := "revoked"
 		if req.DryRun {
 			verb = "dry run, nothing changed: would revoke"
 		}
 		t.line("%s key %s (%s), cascade %s: %d nodes change", verb, resp.Key.Id, resp.Key.Name, enumText(req.Cascade, "CASCADE_"), len(resp.Affected))
-		if len(resp.Affected) > 0 {
-			nodeRows(t, resp.Affected)
-		}
+		blastLines(t, resp.Lineage, resp.Blast, req.DryRun)
 		receiptLines(t, resp.Receipt)
 	})
+	return refusedFirst(err, resp.Blast)
 }
