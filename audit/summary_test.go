@@ -237,7 +237,9 @@ func TestANoteThatIsNotTheNodesIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := func(node string, r audit.Run, note []byte) audit.RunCoverage { return audit.RunCoverage{Node: node, Run: r, Checkpoint: note} }
+	c := func(node string, r audit.Run, note []byte) audit.RunCoverage {
+		return audit.RunCoverage{Node: node, Run: r, Checkpoint: note}
+	}
 	for name, tc := range map[string]struct {
 		c    audit.RunCoverage
 		mesh string

@@ -28,7 +28,9 @@ func NewRecount(v *audit.Verifier, req *iapmeshv1.SummarizeRequest, claimed audi
 	for _, r := range claimed.Runs {
 		within[runKey{r.Node, r.Run}] = r.Ranges
 	}
-	s.Counts = func(node string, run audit.Run, seq uint64) bool { return within.holds(node, run, seq) && asked(node, run, seq) }
+	s.Counts = func(node string, run audit.Run, seq uint64) bool {
+		return within.holds(node, run, seq) && asked(node, run, seq)
+	}
 	return &Recount{verifier: v, counts: s, req: req, claimed: claimed}, nil
 }
 

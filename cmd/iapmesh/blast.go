@@ -38,7 +38,7 @@ func blastLines(t *table, l *iapmeshv1.Lineage, b *iapmeshv1.BlastRadius, dryRun
 	names := map[string]string{}
 	if l != nil {
 		d := newLineageTree(l)
-		d.becoming = map[string]iapmeshv1.NodeState{}
+		d.becoming, d.revoked = map[string]iapmeshv1.NodeState{}, l.Key
 		for _, n := range b.Nodes {
 			d.becoming[n.Node.Id] = n.Node.State
 		}

@@ -178,7 +178,7 @@ func TestLineageTellsWhatAKeyTouched(t *testing.T) {
 	}
 	first := cli.lineage("fleet").lineage.Keys[0].Key.Id
 	out, status := cli.run("key", "lineage", first, "--proof")
-	for _, want := range []string{"retiring", "node far-1 (far)", "1 live session that it minted", ana.Subject, "route echo: 4 allowed, 0 denied", "complete: 3 nodes", "proved: "} {
+	for _, want := range []string{"retiring", "node far-1 (far)", "1 live session that it minted", ana.Subject, "route echo: 4 allowed, 0 denied (1 served and minted, 2 served only, 1 minted only)", "complete: 3 nodes", "proved: "} {
 		if !strings.Contains(out, want) || status != 0 {
 			t.Errorf("status %d, want %q in:\n%s", status, want, out)
 		}
@@ -189,7 +189,7 @@ func TestLineageTellsWhatAKeyTouched(t *testing.T) {
 		}
 	}
 	out, status = cli.run("key", "revoke", first, "--cascade", "kill", "--dry-run")
-	for _, want := range []string{"nothing changed: would revoke key", "active → revoked", "route echo has no proxy left in far", "route echo has no proxy left in near", "1 live session", "sessions of far-1"} {
+	for _, want := range []string{"nothing changed: would revoke key", "fleet retiring → revoked", "active → revoked", "route echo has no proxy left in far", "route echo has no proxy left in near", "1 live session", "sessions of far-1"} {
 		if !strings.Contains(out, want) || status != 0 {
 			t.Errorf("dry run: status %d, want %q in:\n%s", status, want, out)
 		}

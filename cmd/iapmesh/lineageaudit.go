@@ -208,10 +208,13 @@ func (q *inquiry) lines(t *table, d *lineageTree) {
 		t.line("%s", t.paint(red, printable(p)))
 	}
 	done := q.Completeness
-	if done.Complete {
-		t.line("%s", t.paint(green, fmt.Sprintf("complete: %d nodes, %d records, up to %s", done.Nodes, done.Records, clockText(done.UpTo))))
-	} else {
-		t.line("%s", t.paint(yellow, fmt.Sprintf("NOT complete: %d nodes, %d records; missing:", done.Nodes, done.Records)))
+	switch over := plural(uint64(done.Nodes), "node") + ", " + plural(done.Records, "record"); {
+	case done.Nodes == 0:
+		t.line("No proxy was there to decide anything.")
+	case done.Complete:
+		t.line("%s", t.paint(green, "complete: "+over+", up to "+clockText(done.UpTo)))
+	default:
+		t.line("%s", t.paint(yellow, "NOT complete: "+over+"; missing:"))
 		for _, m := range done.Missing {
 			t.line("  %s", printable(d.missingText(m)))
 		}
@@ -228,7 +231,7 @@ func (q *inquiry) lines(t *table, d *lineageTree) {
 				t.line("  %s", printable(text))
 			}
 		case a.Proved != nil:
-			t.line("%s", t.paint(green, fmt.Sprintf("proved: %d records of aggregator %s against the notes that their nodes signed, and counted again", proved, a.Name)))
+			t.line("%s", t.paint(green, fmt.Sprintf("proved: %s of aggregator %s by the notes that their nodes signed, and counted again", plural(proved, "record"), a.Name)))
 		}
 	}
 }

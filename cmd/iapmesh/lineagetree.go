@@ -17,6 +17,7 @@ type lineageTree struct {
 	now      time.Time
 	names    map[string]*iapmeshv1.Node     // by id
 	becoming map[string]iapmeshv1.NodeState // by id, of nodes that change
+	revoked  string                         // id of the key that is revoked
 	activity []audit.KeyActivity            // nil: nobody was asked
 }
 
@@ -61,7 +62,11 @@ func (d *lineageTree) key(root *branch, k *iapmeshv1.KeyLineage) {
 	if k.Key.Reason != "" {
 		text += ": " + k.Key.Reason
 	}
-	b := root.add(cell{text: "key"}, cell{text: k.Key.Id, style: bold}, cell{text: k.Key.Name}, keyStateCell(k.Key), cell{text: text, style: dim})
+	state := keyStateCell(k.Key)
+	if k.Key.Id == d.revoked && k.Key.State != iapmeshv1.KeyState_KEY_STATE_REVOKED {
+		state = cell{text: state.text + " → revoked", style: red}
+	}
+	b := root.add(cell{text: "key"}, cell{text: k.Key.Id, style: bold}, cell{text: k.Key.Name}, state, cell{text: text, style: dim})
 	if k.Key.Id == d.lineage.Key && len(d.lineage.Keys) > 1 {
 		b.cells[0].style, b.cells[2].style = bold, bold
 	}
@@ -132,24 +137,19 @@ func (d *lineageTree) sessionCells(s *iapmeshv1.LiveSession) []cell {
 
 // liveText is a number of live sessions, as far as it is known.
 func liveText(c *iapmeshv1.SessionCount) string {
-	switch low, high := c.GetAtLeast(), c.GetAtMost(); {
-	case low != high:
+	if low, high := c.GetAtLeast(), c.GetAtMost(); low != high {
 		return fmt.Sprintf("%d to %d live sessions", low, high)
-	case low == 1:
-		return "1 live session"
-	default:
-		return fmt.Sprintf("%d live sessions", low)
 	}
+	return plural(c.GetAtLeast(), "live session")
 }
 
 // liveLines says what the numbers of live sessions mean.
 func (d *lineageTree) liveLines(t *table) {
 	c := d.lineage.Sessions
-	text := liveText(c) + " in all, seen within the last minutes."
+	t.line("%s in all, seen within the last minutes.", liveText(c))
 	if c.GetAtLeast() != c.GetAtMost() {
-		text += " Nodes name only the newest: one that two nodes have seen may be counted twice."
+		t.line("Nodes name only the newest: one that two nodes have seen may be counted twice.")
 	}
-	t.line("%s", text)
 	if n := c.GetSilent(); n > 0 {
 		t.line("%s", t.paint(yellow, fmt.Sprintf("Proxies that do not report: %d. Sessions that they alone have seen are not among these.", n)))
 	}
@@ -200,7 +200,7 @@ func activityBranches(b *branch, a audit.KeyActivity) {
 			r.both += d.Records
 		}
 	}
-	decisions := b.addf("%d decisions", all)
+	decisions := b.add(cell{text: plural(all, "decision")})
 	for _, name := range order {
 		r := routes[name]
 		if r.allowed+r.denied == 0 {
@@ -218,7 +218,7 @@ func activityBranches(b *branch, a audit.KeyActivity) {
 	if a.SignInsRefused > 0 {
 		refused = fmt.Sprintf(", %d refused", a.SignInsRefused)
 	}
-	users := b.addf("%d sign-ins%s; %s%d users", a.SignIns, refused, more, len(a.Subjects))
+	users := b.addf("%s%s; %s%s", plural(a.SignIns, "sign-in"), refused, more, plural(uint64(len(a.Subjects)), "user"))
 	for chunk := range slices.Chunk(a.Subjects[:min(len(a.Subjects), 9)], 3) {
 		users.add(cell{text: strings.Join(chunk, "  "), style: dim})
 	}
@@ -227,18 +227,25 @@ func activityBranches(b *branch, a audit.KeyActivity) {
 	}
 }
 
-// byText says how decisions stand on the key.
+// byText says how decisions stand on the key: whether its nodes served them, minted their sessions, or both.
 func byText(both, serving, minting uint64) string {
 	var parts []string
 	for _, p := range []struct {
 		n    uint64
 		text string
-	}{{both, "served and minted by its nodes"}, {serving, "served"}, {minting, "minted, served by another key's"}} {
+	}{{both, "served and minted"}, {serving, "served only"}, {minting, "minted only"}} {
 		if p.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.text))
 		}
 	}
-	return "(" + strings.Join(parts, "; ") + ")"
+	return "(" + strings.Join(parts, ", ") + ")"
+}
+
+func plural(n uint64, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // clockText is a moment, to the second.

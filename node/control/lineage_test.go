@@ -13,6 +13,7 @@ import (
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/control"
 	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -205,3 +206,27 @@ upstreams: [{url: http://10.0.0.5:8080}]
 identity_providers: [okta]
 allow: [{groups: [okta/finance]}]
 `
+
+// A cascade that would cost the quorum is shown with all that it would end, and as refused.
+func TestADryRunSaysThatQuorumWouldBeLost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	voters := &electorate{members: map[string]control.Voter{w.founder.id(): {ID: w.founder.id(), Voter: true}}}
+	w.Voters = voters
+	w.start()
+	secret := w.issue(func(r *iapmeshv1.IssueKeyRequest) { r.Grants = []iapmeshv1.Role{iapmeshv1.Role_ROLE_CONTROL} })
+	for _, name := range []string{"control-2", "control-3"} {
+		j := w.joined(secret, name, "us-east", iapmeshv1.Role_ROLE_CONTROL)
+		must(t, voters.AddVoter(t.Context(), j.id(), ""))
+	}
+	_, blast, err := w.PreviewKeyRevocation(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: secret.ID(), Cascade: iapmeshv1.Cascade_CASCADE_KILL})
+	must(t, err)
+	if !strings.Contains(blast.Refusal, "take 2 of 3 control nodes and leave 1 active, where 2 are needed") || len(blast.Nodes) != 2 {
+		t.Errorf("refused %q, %s", blast.Refusal, blastText(blast))
+	}
+	one, err := w.PreviewNodeRevocation(t.Context(), "control-2")
+	must(t, err)
+	if one.Refusal != "" || len(one.Nodes) != 1 {
+		t.Errorf("one of three: refused %q, %s", one.Refusal, blastText(one))
+	}
+}
