@@ -10,7 +10,7 @@ import (
 
 // The bounds of a Summary: a node that writes whatever it likes fills nobody's memory.
 const (
-	MaxSummaryKeys     = 64
+	MaxSummaryKeys     = 1024
 	MaxSummaryRows     = 4096 // of DecisionCount, a key
 	MaxSummarySubjects = 1000 // a key
 	MaxSummaryGaps     = 1000 // a run
@@ -81,9 +81,9 @@ type Summarizer struct {
 	// Counts says which records are counted; nil: all. Coverage is always of all.
 	Counts func(node string, run Run, seq uint64) bool
 
-	keys    []*keyTally
-	needles [][]byte // the keys as a record's JSON holds them; to look for them costs far less than to decode
-	runs    map[runKey]*runTally
+	keys  []*keyTally
+	byKey map[string]*keyTally
+	runs  map[runKey]*runTally
 }
 
 type runTally struct {
@@ -110,10 +110,10 @@ func (s *Summarizer) begin() {
 	if s.runs != nil {
 		return
 	}
-	s.runs = map[runKey]*runTally{}
+	s.runs, s.byKey = map[runKey]*runTally{}, map[string]*keyTally{}
 	for _, key := range s.Keys {
-		s.keys = append(s.keys, &keyTally{KeyActivity: KeyActivity{Key: key}})
-		s.needles = append(s.needles, AppendString(nil, key))
+		k := &keyTally{KeyActivity: KeyActivity{Key: key}}
+		s.keys, s.byKey[key] = append(s.keys, k), k
 	}
 }
 
@@ -151,12 +151,36 @@ func (s *Summarizer) record(t *runTally, f Frame) {
 	if kind != KindDecision && kind != KindSignIn {
 		return
 	}
-	for i, k := range s.keys {
-		if !bytes.Contains(f.Body, s.needles[i]) {
-			continue
+	if !s.concerns(f.Body) {
+		return
+	}
+	r, err := Decode(f.Body)
+	if err != nil {
+		return
+	}
+	serving, minting := s.byKey[r.Actor.ProvisioningKey], s.byKey[r.Actor.MintingProvisioningKey]
+	if serving != nil {
+		serving.count(&r)
+	}
+	if minting != nil && minting != serving {
+		minting.count(&r)
+	}
+}
+
+// keyField is how the name of either field of a record ends that names a provisioning key, with what lies between it and its value. Within
+// a string it cannot stand: there the quotes would be escaped.
+var keyField = []byte(`provisioning_key":"`)
+
+// concerns reports whether a record may name one of the keys. To look costs far less than to decode.
+func (s *Summarizer) concerns(body []byte) bool {
+	for {
+		at := bytes.Index(body, keyField)
+		if at < 0 {
+			return false
 		}
-		if r, err := Decode(f.Body); err == nil {
-			k.count(&r)
+		body = body[at+len(keyField):]
+		if key, _, ok := bytes.Cut(body[:min(len(body), 128)], []byte(`"`)); !ok || s.byKey[string(key)] != nil || bytes.IndexByte(key, '\\') >= 0 {
+			return true
 		}
 	}
 }
@@ -202,7 +226,7 @@ func (t *runTally) gap(seq uint64, span Span) {
 func head(body []byte) (Kind, time.Time, bool) {
 	if rest, ok := bytes.CutPrefix(body, []byte(`{"kind":"`)); ok {
 		kind, rest, ok := bytes.Cut(rest, []byte(`","time":"`))
-		if stamp, _, closed := bytes.Cut(rest[:min(len(rest), 40)], []byte(`"`)); ok && closed && len(kind) <= 16 {
+		if stamp, _, closed := bytes.Cut(rest[:min(len(rest), 40)], []byte(`"`)); ok && closed && len(kind) <= 16 && bytes.IndexByte(kind, '\\') < 0 {
 			if at, err := time.Parse(time.RFC3339Nano, string(stamp)); err == nil {
 				return Kind(kind), at, true
 			}
@@ -220,10 +244,8 @@ type keyTally struct {
 
 func (k *keyTally) count(r *Record) {
 	serving, minting := r.Actor.ProvisioningKey == k.Key, r.Actor.MintingProvisioningKey == k.Key
-	switch {
-	case !serving && !minting:
-		return
-	case r.Kind == KindSignIn:
+	switch r.Kind {
+	case KindSignIn:
 		// A user who is handed on from the sign-in host to a route's has one session, and proved who they are once.
 		if r.Decision == Deny {
 			k.SignInsRefused++

@@ -261,3 +261,61 @@ func TestANoteThatIsNotTheNodesIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a node has written: no panic, and the time that is read off a record's beginning is the one that decoding gives.
+func FuzzSummarizer(f *testing.F) {
+	for _, body := range [][]byte{
+		nil, []byte("{}"), []byte(`{"kind":"gap","time":"2026-11-24T10:00:00Z"}`), []byte(`{"kind":"de\u0063ision","time":"2026-11-24T10:00:00Z","actor":{"provisioning_key":"k\u0031"}}`),
+		[]byte(`{"kind":"run","time":"2026-11-24T10:00:00Z","detail":{"previous_run":"0000000000000001","previous_size":"-1"}}`),
+	} {
+		f.Add(body)
+	}
+	for _, r := range []audit.Record{
+		decided(10, "billing", audit.Allow, "k1", "k2", "dev/ana"), {Kind: audit.KindGap, Time: at(3), Gap: &audit.Span{Count: 3}},
+		{Kind: audit.KindSignIn, Time: at(4), Decision: audit.Deny, Actor: audit.Actor{ProvisioningKey: "k1"}},
+	} {
+		f.Add(r.AppendJSON(nil))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		s := &audit.Summarizer{Keys: []string{"k1", "k2"}}
+		s.Add("n1", audit.Frame{Run: run, Body: body})
+		got := s.Summary()
+		r, err := audit.Decode(body)
+		if err != nil || string(r.AppendJSON(nil)) != string(body) {
+			return // no node of ours wrote it
+		}
+		if !got.Runs[0].Ranges[0].First.Equal(r.Time) {
+			t.Errorf("time %s, decoded %s", got.Runs[0].Ranges[0].First, r.Time)
+		}
+		counted := uint64(0)
+		for _, k := range got.Keys {
+			for _, d := range k.Decisions {
+				counted += d.Records
+			}
+		}
+		want := uint64(0)
+		for _, key := range s.Keys {
+			if r.Kind == audit.KindDecision && (r.Actor.ProvisioningKey == key || r.Actor.MintingProvisioningKey == key) {
+				want++
+			}
+		}
+		if counted != want {
+			t.Errorf("counted %d times, want %d", counted, want)
+		}
+	})
+}
+
+// What it costs to count: what an aggregator does for each record that it holds.
+func BenchmarkSummarizer(b *testing.B) {
+	bodies := [][]byte{}
+	for i := range 100 {
+		r := decided(int64(i), "billing", audit.Allow, fmt.Sprint("key", i%10), "", "dev/ana")
+		r.Method, r.Host, r.Path, r.SourceIP, r.Reason = "GET", "billing.example.com", "/invoices/2026", "192.0.2.7", "allowed by route billing"
+		bodies = append(bodies, r.AppendJSON(nil))
+	}
+	s := &audit.Summarizer{Keys: []string{"key1"}}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		s.Add("n1", audit.Frame{Run: run, Seq: uint64(i), Body: bodies[i%100]})
+	}
+}

@@ -279,7 +279,7 @@ func TestSummarizeRefuses(t *testing.T) {
 		"no key":       {},
 		"an empty key": {ProvisioningKeys: []string{""}},
 		"twice":        {ProvisioningKeys: []string{"a", "a"}},
-		"many":         {ProvisioningKeys: make([]string, 65)},
+		"many":         {ProvisioningKeys: make([]string, audit.MaxSummaryKeys+1)},
 		"no run":       {ProvisioningKeys: []string{"a"}, Counted: []*iapmeshv1.RunRanges{{Node: "n1", Run: "x"}}},
 		"no node":      {ProvisioningKeys: []string{"a"}, Counted: []*iapmeshv1.RunRanges{{Node: "../n", Run: run}}},
 		"backwards":    {ProvisioningKeys: []string{"a"}, Counted: []*iapmeshv1.RunRanges{{Node: "n1", Run: run, Ranges: []*iapmeshv1.SeqRange{{From: 2, To: 1}}}}},

@@ -65,11 +65,11 @@ func SummaryOf(p *iapmeshv1.TrailSummary, keys []string) (audit.Summary, error) 
 		if err != nil {
 			return out, err
 		}
-		if k := (runKey{c.Node, c.Run}); seen[k] {
+		k := runKey{c.Node, c.Run}
+		if seen[k] {
 			return out, fault.New(fault.Invalid, "summary: run %s of %s is there twice", c.Run, c.Node)
-		} else {
-			seen[k] = true
 		}
+		seen[k] = true
 		out.Runs = append(out.Runs, c)
 	}
 	return out, nil

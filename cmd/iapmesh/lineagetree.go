@@ -38,10 +38,30 @@ func (d *lineageTree) root() *branch {
 	}
 	root := &branch{cells: []cell{{text: "lineage of key", style: plain}, {text: asked, style: bold},
 		{text: fmt.Sprintf("at revision %s, as %s sees it", revisionText(d.lineage.Revision), d.nodeName(d.lineage.AnsweredBy)), style: dim}}}
-	for _, k := range d.lineage.Keys {
-		d.key(root, k)
+	for keys := d.lineage.Keys; len(keys) > 0; {
+		n := 0 // keys of a long chain that nothing came of
+		for n < len(keys)-1 && d.idle(keys[n]) {
+			n++
+		}
+		if n < fewIdle {
+			d.key(root, keys[0])
+			keys = keys[1:]
+			continue
+		}
+		root.add(cell{text: fmt.Sprintf("%d keys, %s to %s, under which no node has joined", n, keys[0].Key.Id, keys[n-1].Key.Id), style: dim})
+		keys = keys[n:]
 	}
 	return root
+}
+
+// fewIdle is how many keys without nodes are still drawn one by one: a key that is rotated each day has hundreds of predecessors.
+const fewIdle = 3
+
+// idle reports whether there is nothing to say of a key.
+func (d *lineageTree) idle(k *iapmeshv1.KeyLineage) bool {
+	return len(k.Nodes) == 0 && k.Key.Id != d.lineage.Key && !slices.ContainsFunc(d.activity, func(a audit.KeyActivity) bool {
+		return a.Key == k.Key.Id && (len(a.Decisions) > 0 || a.SignIns+a.SignInsRefused > 0)
+	})
 }
 
 func (d *lineageTree) nodeName(id string) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -139,5 +140,26 @@ func TestTheSpanOfALineage(t *testing.T) {
 		if _, err := f.window(lineageNow); err == nil {
 			t.Errorf("%s: is taken", name)
 		}
+	}
+}
+
+func TestALongChainIsDrawnShort(t *testing.T) {
+	t.Parallel()
+	l := &iapmeshv1.Lineage{Key: "k50", At: timestamppb.New(lineageNow)}
+	for i := range 100 {
+		l.Keys = append(l.Keys, &iapmeshv1.KeyLineage{Key: &iapmeshv1.ProvisioningKey{Id: fmt.Sprint("k", i), Name: "fleet"}})
+	}
+	l.Keys[48].Nodes = []*iapmeshv1.NodeLineage{{Node: &iapmeshv1.Node{Id: "n-1", Name: "web-1"}}}
+	var drawn []string
+	for _, b := range newLineageTree(l).root().children {
+		if len(b.cells) == 1 {
+			drawn = append(drawn, b.cells[0].text)
+		} else {
+			drawn = append(drawn, b.cells[1].text)
+		}
+	}
+	want := []string{"48 keys, k0 to k47, under which no node has joined", "k48", "k49", "k50", "48 keys, k51 to k98, under which no node has joined", "k99"}
+	if diff := cmp.Diff(want, drawn); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -52,14 +52,16 @@ func (t *table) branchLine(prefix string, b *branch) {
 		if i > 0 {
 			text = " " + text
 		}
-		if n := utf8.RuneCountInString(text); n > left || (n == left && i < len(b.cells)-1) {
+		n := utf8.RuneCountInString(text)
+		full := n > left || (n == left && i < len(b.cells)-1)
+		if full {
 			text = string([]rune(text)[:max(0, left-1)]) + "…"
-			line.WriteString(t.paint(c.style, text))
-			break
-		} else {
-			left -= n
 		}
 		line.WriteString(t.paint(c.style, text))
+		if full {
+			break
+		}
+		left -= n
 	}
 	t.rows = append(t.rows, []cell{{text: line.String(), line: true}})
 }

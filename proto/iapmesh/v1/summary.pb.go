@@ -26,7 +26,7 @@ const (
 
 type SummarizeRequest struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
-	ProvisioningKeys []string               `protobuf:"bytes,1,rep,name=provisioning_keys,json=provisioningKeys,proto3" json:"provisioning_keys,omitempty"` // ids, 1 to 64: of the serving or the minting node
+	ProvisioningKeys []string               `protobuf:"bytes,1,rep,name=provisioning_keys,json=provisioningKeys,proto3" json:"provisioning_keys,omitempty"` // ids, 1 to 1024: of the serving or the minting node
 	From             *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`                                                 // unset: from the beginning
 	To               *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`                                                     // from ≤ time < to; unset: to the end
 	Counted          []*RunRanges           `protobuf:"bytes,4,rep,name=counted,proto3" json:"counted,omitempty"`                                           // what another aggregator has counted already: left out of counts, not of coverage
