@@ -8,9 +8,9 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// mintedEvery is how old the sessions by minter in a report may be: to count thousands takes milliseconds, and reports go out with each
-// new view.
-const mintedEvery = 2 * time.Second
+// mintedEvery is how old the sessions by minter in a report may be: to count ten thousand takes ten milliseconds, and reports go out with
+// each new view.
+const mintedEvery = 5 * time.Second
 
 // mintedReport is the part of a node's report that says by whom the sessions that it holds were minted. The reporter's goroutine only.
 type mintedReport struct {

@@ -29,9 +29,13 @@ func newKeyLineageCommand(c *cli) *cobra.Command {
 		Long: `Show what a key touched: the keys before and after it, the nodes that joined under each, the live sessions that these minted, and the
 decisions that stand on it, by route, as the aggregators have them.
 
-Whether the decisions are all there is not the aggregators' to say: each node signs how long its trail is, second by second, and
-that is checked here. What is missing is named: which node, from when, which records. With --proof the trail itself is fetched, proved
-as "iapmesh audit verify" does, and counted again: exit status 1 if it is not what the aggregators claim.
+Whether the decisions are all there is not the aggregators' to say: each node signs, second by second, how long its trail is, and those
+signatures are checked here, for every proxy that could decide anything in that span. What is missing is named: which node, from when,
+which records. That an aggregator has counted right what it holds, --proof proves: the trail itself is fetched, proved as "iapmesh
+audit verify" does, and counted again; exit status 1 if it is not what the aggregators claim.
+
+Live sessions are what the nodes report: how many, and the newest by name. Where that leaves open whether two nodes mean the same
+session, the number is a range.
 
 Times are RFC 3339 (2026-11-24T09:00:00Z) or how long ago (15m, 36h).`,
 		Example: `  iapmesh key lineage us-east-proxies

@@ -38,24 +38,28 @@ func (l *Live) Minted(view *state.View, recent iter.Seq[Seen]) []Minted {
 	type minter struct{ key, node string }
 	c := l.checker(view)
 	distinct := map[minter]map[string]Seen{}
+	var last minter // most are of the same
+	var sessions map[string]Seen
 	see := func(s Seen) {
 		if !c.counts(s.Session) {
 			return
 		}
-		m := minter{s.MintingKey, s.MintingNode}
-		if distinct[m] == nil {
-			distinct[m] = map[string]Seen{}
+		if m := (minter{s.MintingKey, s.MintingNode}); m != last || sessions == nil {
+			if last, sessions = m, distinct[m]; sessions == nil {
+				sessions = map[string]Seen{}
+				distinct[m] = sessions
+			}
 		}
-		have, ok := distinct[m][s.ID]
+		have, ok := sessions[s.ID]
 		switch {
 		case !ok || s.IssuedAt.After(have.IssuedAt): // refreshed
 			if have.At.After(s.At) {
 				s.At = have.At
 			}
-			distinct[m][s.ID] = s
+			sessions[s.ID] = s
 		case s.At.After(have.At):
 			have.At = s.At
-			distinct[m][s.ID] = have
+			sessions[s.ID] = have
 		}
 	}
 	now := l.cfg.Now()
