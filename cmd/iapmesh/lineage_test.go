@@ -151,6 +151,12 @@ func TestLineageTellsWhatAKeyTouched(t *testing.T) {
 	}
 
 	// A node that is cut off serves on, and what it decides is missing, by name and time; nothing else is.
+	// Both aggregators are asked from here on. Whoever reconnects may ship to either; what both hold is counted once.
+	vaultKey := filepath.Join(t.TempDir(), "vault.key")
+	if _, status := cli.run("key", "issue", "--name", "vault", "--grant", "aggregator", "--key-out", vaultKey); status != 0 {
+		t.Fatal("no key")
+	}
+	mesh.AddNodeWithKey(vaultKey, "vault", "aggregator")
 	mesh.Cut("far")
 	far.Serves(bob, http.StatusOK)
 	until := time.Now().UTC().Format(time.RFC3339Nano)
