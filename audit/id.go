@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 )
@@ -54,6 +55,9 @@ func ParseID(s string) (ID, error) {
 type Run uint64
 
 func (r Run) String() string { return fmt.Sprintf("%016x", uint64(r)) }
+
+// Started is when the run began, by its node's clock.
+func (r Run) Started() time.Time { return time.UnixMilli(int64(r >> 16)).UTC() }
 
 // ParseRun reads 16 lower-case hexadecimal digits; zero is no run.
 func ParseRun(s string) (Run, error) {

@@ -17,7 +17,7 @@ func (a *assembly) describe() *iapmeshv1.NodeReport {
 		r.ViewAgeMs = uint64(age.Milliseconds())
 	}
 	if a.users != nil {
-		a.users.describe(r)
+		a.users.describe(r, a.source.Load())
 	}
 	return r
 }

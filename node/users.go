@@ -13,6 +13,7 @@ import (
 	"github.com/iapmesh/iapmesh/node/login"
 	"github.com/iapmesh/iapmesh/node/proxy"
 	"github.com/iapmesh/iapmesh/node/session"
+	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
@@ -21,6 +22,7 @@ type users struct {
 	live     *session.Live
 	verifier *session.Verifier
 	proxy    *proxy.Proxy
+	minted   mintedReport
 }
 
 // recently is how long a session counts in a node's report after it was last seen.
@@ -82,7 +84,8 @@ func (a *assembly) serveUsers(ctx context.Context) error {
 }
 
 // describe adds to a report what this node serves.
-func (u *users) describe(r *iapmeshv1.NodeReport) {
+func (u *users) describe(r *iapmeshv1.NodeReport, view *state.View) {
 	stats := u.live.Stats(u.verifier.Recent(recently))
 	r.Sessions, r.OpenStreams, r.RequestsPerSecond = uint64(stats.Sessions), uint64(stats.Streams), u.proxy.RPS()
+	r.Minted = u.minted.now(u, view)
 }

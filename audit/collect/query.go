@@ -143,9 +143,15 @@ func (q *query) refresh() error {
 }
 
 func (l *runLog) snapshot() []segment {
+	segments, _, _ := l.standing()
+	return segments
+}
+
+// standing is what is durable, the newest note over it if it is newer than the stored ones, and whether the run has forked.
+func (l *runLog) standing() (segments []segment, note []byte, forked bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]segment(nil), l.segments...)
+	return append([]segment(nil), l.segments...), l.latest, l.forked
 }
 
 func (q *query) close() {

@@ -26,7 +26,8 @@ type runLog struct {
 	segments []segment // oldest first; the last is written to
 	file     *os.File  // of the last segment
 	tree     *audit.Tree
-	notedAt  time.Time // when it was stored
+	notedAt  time.Time // when a note was last stored
+	latest   []byte    // the newest note, countersigned: of tree as it is; nil: the newest stored one
 	pending  []pendingFrame
 	bytes    int  // of pending
 	forked   bool // refused from now on
@@ -207,7 +208,7 @@ func (l *runLog) jump(edge audit.Frame, next uint64) error {
 			return err
 		}
 	}
-	l.tree, l.pending, l.bytes = tree, nil, 0
+	l.tree, l.latest, l.pending, l.bytes = tree, nil, nil, 0
 	return l.begin()
 }
 
@@ -291,6 +292,7 @@ func (l *runLog) prove(c audit.Checkpoint, now time.Time, countersign func() ([]
 	for _, p := range l.pending[:n] {
 		l.bytes -= len(p.raw)
 	}
+	l.latest = signed
 	l.tree, l.pending = tree, l.pending[n:]
 	if len(l.pending) == 0 {
 		l.pending = nil

@@ -82,24 +82,55 @@ func fetchRun(l *runLog, send func(*iapmeshv1.FetchResponse) error) error {
 	}
 }
 
+// Reader is who reads a trail: audit.Verifier proves it, audit.Summarizer counts.
+type Reader interface {
+	Add(node string, f audit.Frame)
+	Damaged(node string, run audit.Run, text string)
+}
+
+// Both reads a trail for several readers at once.
+type Both []Reader
+
+// Add implements Reader.
+func (b Both) Add(node string, f audit.Frame) {
+	for _, r := range b {
+		r.Add(node, f)
+	}
+}
+
+// Damaged implements Reader.
+func (b Both) Damaged(node string, run audit.Run, text string) {
+	for _, r := range b {
+		r.Damaged(node, run, text)
+	}
+}
+
 // VerifyFetch verifies what Fetch streams; recv is the stream's Recv. The error is the stream's: what is wrong with the trail is in the
 // report.
 func VerifyFetch(recv func() (*iapmeshv1.FetchResponse, error), v *audit.Verifier) (audit.Report, error) {
+	if err := ReadFetch(recv, v); err != nil {
+		return audit.Report{}, err
+	}
+	return v.Report(), nil
+}
+
+// ReadFetch reads what Fetch streams to its end.
+func ReadFetch(recv func() (*iapmeshv1.FetchResponse, error), r Reader) error {
 	for {
 		part, err := recv()
 		if errors.Is(err, io.EOF) {
-			return v.Report(), nil
+			return nil
 		}
 		if err != nil {
-			return audit.Report{}, fault.FromStatus(err)
+			return fault.FromStatus(err)
 		}
-		if err := addPart(part, v); err != nil {
-			return audit.Report{}, err
+		if err := addPart(part, r); err != nil {
+			return err
 		}
 	}
 }
 
-func addPart(part *iapmeshv1.FetchResponse, v *audit.Verifier) error {
+func addPart(part *iapmeshv1.FetchResponse, v Reader) error {
 	run, err := audit.ParseRun(part.GetRun())
 	if err != nil {
 		return err

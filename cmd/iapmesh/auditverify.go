@@ -84,26 +84,41 @@ func (c *cli) verifyAudit(ctx context.Context, node, aggregator string) error {
 }
 
 func (c *cli) fetchAndVerify(ctx context.Context, status *iapmeshv1.Status, a *iapmeshv1.Node, req *iapmeshv1.FetchRequest) (audit.Report, error) {
-	v := &audit.Verifier{
-		NodeKey: func(id string) (ed25519.PublicKey, error) {
-			n := findNode(status, id)
-			if n == nil || n.Node.Id != id {
-				return nil, fault.New(fault.NotFound, "the mesh has no node %s", id)
-			}
-			return n.Node.PublicKey, nil
-		},
+	var nodes []*iapmeshv1.Node
+	for _, n := range status.Nodes {
+		nodes = append(nodes, n.Node)
+	}
+	v := c.trailVerifier(nodes, a)
+	var report audit.Report
+	err := c.fetchTrail(ctx, a, req, func(recv func() (*iapmeshv1.FetchResponse, error)) error {
+		var err error
+		report, err = collect.VerifyFetch(recv, v)
+		return err
+	})
+	return report, err
+}
+
+// trailVerifier proves what an aggregator holds with the public keys of the mesh's nodes.
+func (c *cli) trailVerifier(nodes []*iapmeshv1.Node, a *iapmeshv1.Node) *audit.Verifier {
+	return &audit.Verifier{
+		NodeKey:    func(id string) (ed25519.PublicKey, error) { return nodeKey(nodes, id) },
 		Aggregator: a.Id, AggregatorKey: a.PublicKey,
 	}
-	var report audit.Report
-	err := c.client.CallNode(ctx, a.Addresses.Mesh, func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) error {
+}
+
+// fetchTrail fetches what an aggregator holds; read reads it to its end.
+func (c *cli) fetchTrail(ctx context.Context, a *iapmeshv1.Node, req *iapmeshv1.FetchRequest, read func(func() (*iapmeshv1.FetchResponse, error)) error) error {
+	client, err := c.connect()
+	if err != nil {
+		return err
+	}
+	return client.CallNode(ctx, a.Addresses.Mesh, func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) error {
 		s, err := iapmeshv1.NewAuditServiceClient(conn).Fetch(ctx, req, opts...)
 		if err != nil {
 			return err
 		}
-		report, err = collect.VerifyFetch(s.Recv, v)
-		return err
+		return read(s.Recv)
 	})
-	return report, err
 }
 
 func (c *cli) reportVerified(status *iapmeshv1.Status, results []verified) error {

@@ -23,7 +23,7 @@ import (
 func newKeyCommand(c *cli) *cobra.Command {
 	cmd := group("key", "Provisioning keys: the credentials by which nodes join",
 		newKeyIssueCommand(c), newKeyListCommand(c), newKeyShowCommand(c), newKeyInspectCommand(c), newKeyRotateCommand(c), newKeyScheduleCommand(c), newKeyRevokeCommand(c),
-		newKeySuspendCommand(c), newKeyResumeCommand(c), newKeyApproveCommand(c), newKeyGenerateCommand(c), newKeyPinCommand(c))
+		newKeySuspendCommand(c), newKeyResumeCommand(c), newKeyApproveCommand(c), newKeyGenerateCommand(c), newKeyPinCommand(c), newKeyLineageCommand(c))
 	cmd.Long = `Provisioning keys are the credentials by which nodes join. The secret half is made here and never sent: the mesh learns the
 public half, and what the key may do.`
 	return cmd

@@ -139,7 +139,8 @@ func newKeyRevokeCommand(c *cli) *cobra.Command {
   keep        they stay; only no more join
   quarantine  they are cut off until each is released: iapmesh nodes release
   kill        they are revoked, and every session that they signed with them
---dry-run shows which nodes that would be, and changes nothing.
+--dry-run shows what that would end: nodes, signing keys, live sessions, routes without a proxy; it changes nothing. Exit status 1 if
+the mesh would refuse it, as where quorum would be lost.
 
 Whoever holds a key, and is no administrator, may revoke it too, with cascade keep only: for a key that was found where it should
 not be. --with-key-file proves it; no profile is needed where --address names a node of the mesh.`,
@@ -175,7 +176,7 @@ not be. --with-key-file proves it; no profile is needed where --address names a 
 	f.StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
 	f.StringVar(&hand.file, "with-key-file", "", "revoke the key in this `FILE`, mode 0600, by proof of holding it; - for standard input")
 	f.StringSliceVar(&hand.addresses, "address", nil, "with --with-key-file: `HOST:PORT` of nodes of its mesh (default: the profile's control nodes)")
-	f.BoolVar(&req.DryRun, "dry-run", false, "show which nodes it would reach, and change nothing")
+	f.BoolVar(&req.DryRun, "dry-run", false, "show what it would end, and change nothing")
 	wait.flag(cmd, "wait until every live node has it")
 	return cmd
 }
@@ -188,15 +189,14 @@ func (c *cli) revokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest, wa
 	if resp.Receipt, err = c.awaitReceipt(ctx, resp.Receipt, wait); err != nil {
 		return err
 	}
-	return c.print(resp, func(t *table) {
+	err = c.print(resp, func(t *table) {
 		verb := "revoked"
 		if req.DryRun {
 			verb = "dry run, nothing changed: would revoke"
 		}
 		t.line("%s key %s (%s), cascade %s: %d nodes change", verb, resp.Key.Id, resp.Key.Name, enumText(req.Cascade, "CASCADE_"), len(resp.Affected))
-		if len(resp.Affected) > 0 {
-			nodeRows(t, resp.Affected)
-		}
+		blastLines(t, resp.Lineage, resp.Blast, req.DryRun)
 		receiptLines(t, resp.Receipt)
 	})
+	return refusedFirst(err, resp.Blast)
 }

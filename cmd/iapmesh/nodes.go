@@ -33,7 +33,7 @@ func newNodesListCommand(c *cli) *cobra.Command {
 				t.head("REGION", "NAME", "ID", "ROLES", "STATE", "SINCE", "PARENT", "BOUND", "LAST SEEN", "CERTIFICATE", "REASON")
 				for _, s := range resp.Nodes {
 					if n := s.Node; all || !gone(n) {
-						t.row(n.Region, n.Name, n.Id, rolesText(n.Roles), nodeStateCell(s), stampText(n.StateSince, now), n.ProvisioningKey, boundText(n), stampText(s.ReportedAt, now), stampText(n.CertificateExpiresAt, now), n.Reason)
+						t.row(n.Region, n.Name, n.Id, rolesText(n.Roles), nodeStateCell(n.State, s.Live), stampText(n.StateSince, now), n.ProvisioningKey, boundText(n), stampText(s.ReportedAt, now), stampText(n.CertificateExpiresAt, now), n.Reason)
 					}
 				}
 			})
@@ -58,11 +58,12 @@ func boundText(n *iapmeshv1.Node) string {
 	return n.BoundKey
 }
 
-func nodeStateCell(s *iapmeshv1.NodeStatus) cell {
-	out := cell{text: enumText(s.Node.State, "NODE_STATE_"), style: dim}
-	switch s.Node.State {
+// nodeStateCell is a node's state; one that is active and silent is not at its best.
+func nodeStateCell(s iapmeshv1.NodeState, live bool) cell {
+	out := cell{text: enumText(s, "NODE_STATE_"), style: dim}
+	switch s {
 	case iapmeshv1.NodeState_NODE_STATE_ACTIVE:
-		if out.style = green; !s.Live {
+		if out.style = green; !live {
 			out.style = yellow
 		}
 	case iapmeshv1.NodeState_NODE_STATE_LAPSED:
@@ -107,7 +108,7 @@ func nodeTable(t *table, resp *iapmeshv1.GetNodeResponse) {
 	if n.RouteSelector != "" {
 		t.row("routes", n.RouteSelector)
 	}
-	t.row("state", nodeStateCell(resp.Node))
+	t.row("state", nodeStateCell(resp.Node.Node.State, resp.Node.Live))
 	t.row("since", stampText(n.StateSince, now))
 	if n.Reason != "" {
 		t.row("reason", n.Reason)

@@ -22,7 +22,7 @@ func newRevokeCommand(c *cli) *cobra.Command {
 		}),
 		newRevokeTargetCommand(c, revokeTarget{
 			use: "node NODE", short: "Cut a node off, for good, with every session that it signed", target: iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE,
-			example: "  iapmesh revoke node px-1 --reason stolen",
+			example: "  iapmesh revoke node px-1 --dry-run\n  iapmesh revoke node px-1 --reason stolen",
 		}),
 		newRevokeTargetCommand(c, revokeTarget{
 			use: "signing-key KID", short: "Refuse whatever a signing key has signed", target: iapmeshv1.RevokeTarget_REVOKE_TARGET_SIGNING_KEY,
@@ -44,7 +44,7 @@ type revokeTarget struct {
 
 func newRevokeTargetCommand(c *cli, target revokeTarget) *cobra.Command {
 	req := &iapmeshv1.RevokeRequest{Target: target.target}
-	wait := waitNot
+	wait, dryRun := waitNot, false
 	_, argument, _ := strings.Cut(target.use, " ")
 	cmd := &cobra.Command{
 		Use: target.use, Short: target.short, Example: target.example, Args: exactArgs(argument),
@@ -55,11 +55,17 @@ func newRevokeTargetCommand(c *cli, target revokeTarget) *cobra.Command {
 				}
 			}
 			req.Value = args[0]
+			if dryRun {
+				return c.previewNode(cmd.Context(), req.Value)
+			}
 			return c.revoke(cmd.Context(), req, wait)
 		},
 	}
 	if target.block {
 		cmd.Flags().BoolVar(&req.Block, "block", false, "refuse new sign-ins, too, until the revocation is lifted")
+	}
+	if target.target == iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE {
+		cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what it would end, and change nothing; exit status 1 if it would be refused")
 	}
 	cmd.Flags().StringVar(&req.Reason, "reason", "", "`TEXT` for the record")
 	wait.flag(cmd, "wait until every live node refuses it")

@@ -79,17 +79,26 @@ func (s *keys) RevokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest) (
 	if err != nil {
 		return nil, err
 	}
+	if req.DryRun {
+		return s.dryRun(ctx, c, by, req)
+	}
+	before, err := c.Survey()
+	if err != nil {
+		return nil, err
+	}
+	tree, err := c.Lineage(req.Key)
+	if err != nil {
+		return nil, err
+	}
 	key, affected, at, err := c.RevokeKey(ctx, by, req)
 	if err != nil {
 		return nil, err
 	}
-	out := &iapmeshv1.RevokeKeyResponse{Key: state.KeyProto(key)}
+	out := &iapmeshv1.RevokeKeyResponse{Key: state.KeyProto(key), Receipt: s.receipt(c, at)}
 	for i := range affected {
 		out.Affected = append(out.Affected, state.NodeProto(&affected[i]))
 	}
-	if !req.DryRun {
-		out.Receipt = s.receipt(c, at)
-	}
+	out.Lineage, out.Blast = tree, before.Blast(affected)
 	return out, nil
 }
 

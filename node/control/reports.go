@@ -37,8 +37,9 @@ func NewReports(now func() time.Time) *Reports {
 	return &Reports{now: now, reports: map[string]Report{}, changed: make(chan struct{})}
 }
 
-// Set stores a node's report.
+// Set stores a node's report, which it may shorten.
 func (r *Reports) Set(node string, report *iapmeshv1.NodeReport) {
+	clipMinted(report)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old, had := r.reports[node]

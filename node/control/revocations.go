@@ -178,10 +178,7 @@ func (c *Controller) revokeNode(ctx context.Context, act keyring.Act) (string, r
 		if err != nil {
 			return err
 		}
-		if id == c.NodeID {
-			return fault.New(fault.Denied, "node %s leads: transfer the lead first", id)
-		}
-		if err := c.keepsQuorum(t, id); err != nil {
+		if err := c.mayRevokeNode(t, id); err != nil {
 			return err
 		}
 		revoked, err := keyring.RevokeNode(*n, act.Reason, t.Now)

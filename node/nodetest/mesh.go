@@ -112,9 +112,19 @@ func (m *Mesh) AddNode(name string, roles ...string) *Region {
 
 // AddNodeBy is AddNode with another node to ask.
 func (m *Mesh) AddNodeBy(known *Region, name string, roles ...string) *Region {
+	return m.addNode(known, m.keyFile, name, roles)
+}
+
+// AddNodeWithKey is AddNode by another key than the bootstrap key, which lies in a file.
+func (m *Mesh) AddNodeWithKey(keyFile, name string, roles ...string) *Region {
+	return m.addNode(m.regions[m.order[0]], keyFile, name, roles)
+}
+
+func (m *Mesh) addNode(known *Region, keyFile, name string, roles []string) *Region {
 	r := &Region{mesh: m, Name: name, config: m.config(name, len(m.order))}
 	r.config.Roles = roles
 	r.joinBy(known)
+	r.config.Join.Key.File = keyFile
 	m.regions[name] = r
 	m.order = append(m.order, name)
 	m.world.admit(r)

@@ -196,12 +196,7 @@ func (c *checker) standing(o *openEntry) error {
 	if err := unrevoked(c.view, o.Session); err != nil {
 		return err
 	}
-	at := c.keys[o.Session.KID]
-	if at == nil {
-		at = &standingOf{}
-		_, at.node, at.err = standing(c.view, o.Session.KID, nil)
-		c.keys[o.Session.KID] = at
-	}
+	at := c.standingOf(o.Session.KID)
 	switch {
 	case at.err != nil:
 		return at.err
@@ -211,6 +206,16 @@ func (c *checker) standing(o *openEntry) error {
 		return &ProviderError{o.Session, route.Name}
 	}
 	return nil
+}
+
+func (c *checker) standingOf(kid string) *standingOf {
+	at := c.keys[kid]
+	if at == nil {
+		at = &standingOf{}
+		_, at.node, at.err = standing(c.view, kid, nil)
+		c.keys[kid] = at
+	}
+	return at
 }
 
 func (l *Live) decide(o *openEntry, view *state.View) {

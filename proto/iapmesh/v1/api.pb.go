@@ -1809,6 +1809,8 @@ type RevokeKeyResponse struct {
 	Key           *ProvisioningKey       `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Affected      []*Node                `protobuf:"bytes,2,rep,name=affected,proto3" json:"affected,omitempty"`
 	Receipt       *Receipt               `protobuf:"bytes,3,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	Blast         *BlastRadius           `protobuf:"bytes,10,opt,name=blast,proto3" json:"blast,omitempty"`     // what ended; in a dry run, what would end
+	Lineage       *Lineage               `protobuf:"bytes,11,opt,name=lineage,proto3" json:"lineage,omitempty"` // as it was before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1860,6 +1862,20 @@ func (x *RevokeKeyResponse) GetAffected() []*Node {
 func (x *RevokeKeyResponse) GetReceipt() *Receipt {
 	if x != nil {
 		return x.Receipt
+	}
+	return nil
+}
+
+func (x *RevokeKeyResponse) GetBlast() *BlastRadius {
+	if x != nil {
+		return x.Blast
+	}
+	return nil
+}
+
+func (x *RevokeKeyResponse) GetLineage() *Lineage {
+	if x != nil {
+		return x.Lineage
 	}
 	return nil
 }
@@ -3772,7 +3788,7 @@ var File_iapmesh_v1_api_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"\x14iapmesh/v1/api.proto\x12\n" +
-	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x18iapmesh/v1/receipt.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
+	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18iapmesh/v1/lineage.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x18iapmesh/v1/receipt.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
 	"\x10GetStatusRequest\"?\n" +
 	"\x11GetStatusResponse\x12*\n" +
 	"\x06status\x18\x01 \x01(\v2\x12.iapmesh.v1.StatusR\x06status\"K\n" +
@@ -3910,11 +3926,14 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
 	"\acascade\x18\x02 \x01(\x0e2\x13.iapmesh.v1.CascadeR\acascade\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
-	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\x9f\x01\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\xfd\x01\n" +
 	"\x11RevokeKeyResponse\x12-\n" +
 	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12,\n" +
 	"\baffected\x18\x02 \x03(\v2\x10.iapmesh.v1.NodeR\baffected\x12-\n" +
-	"\areceipt\x18\x03 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"=\n" +
+	"\areceipt\x18\x03 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\x12-\n" +
+	"\x05blast\x18\n" +
+	" \x01(\v2\x17.iapmesh.v1.BlastRadiusR\x05blast\x12-\n" +
+	"\alineage\x18\v \x01(\v2\x13.iapmesh.v1.LineageR\alineage\"=\n" +
 	"\x11SuspendKeyRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"r\n" +
@@ -4171,13 +4190,15 @@ var file_iapmesh_v1_api_proto_goTypes = []any{
 	(*ReceiptSummary)(nil),            // 75: iapmesh.v1.ReceiptSummary
 	(*ProvisioningKey)(nil),           // 76: iapmesh.v1.ProvisioningKey
 	(Cascade)(0),                      // 77: iapmesh.v1.Cascade
-	(*SigningKey)(nil),                // 78: iapmesh.v1.SigningKey
-	(SigningKeyKind)(0),               // 79: iapmesh.v1.SigningKeyKind
-	(*Resource)(nil),                  // 80: iapmesh.v1.Resource
-	(*Manifest)(nil),                  // 81: iapmesh.v1.Manifest
-	(*Revocation)(nil),                // 82: iapmesh.v1.Revocation
-	(RevocationKind)(0),               // 83: iapmesh.v1.RevocationKind
-	(*Admin)(nil),                     // 84: iapmesh.v1.Admin
+	(*BlastRadius)(nil),               // 78: iapmesh.v1.BlastRadius
+	(*Lineage)(nil),                   // 79: iapmesh.v1.Lineage
+	(*SigningKey)(nil),                // 80: iapmesh.v1.SigningKey
+	(SigningKeyKind)(0),               // 81: iapmesh.v1.SigningKeyKind
+	(*Resource)(nil),                  // 82: iapmesh.v1.Resource
+	(*Manifest)(nil),                  // 83: iapmesh.v1.Manifest
+	(*Revocation)(nil),                // 84: iapmesh.v1.Revocation
+	(RevocationKind)(0),               // 85: iapmesh.v1.RevocationKind
+	(*Admin)(nil),                     // 86: iapmesh.v1.Admin
 }
 var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	5,   // 0: iapmesh.v1.GetStatusResponse.status:type_name -> iapmesh.v1.Status
@@ -4224,103 +4245,105 @@ var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	76,  // 41: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
 	71,  // 42: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
 	12,  // 43: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 44: iapmesh.v1.SuspendKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 45: iapmesh.v1.SuspendKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 46: iapmesh.v1.ResumeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 47: iapmesh.v1.ResumeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 48: iapmesh.v1.ApproveKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	76,  // 49: iapmesh.v1.ApproveKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 50: iapmesh.v1.ApproveKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	37,  // 51: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	78,  // 52: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
-	12,  // 53: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	69,  // 54: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	79,  // 55: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
-	12,  // 56: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	80,  // 57: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	66,  // 58: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
-	42,  // 59: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
-	12,  // 60: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	80,  // 61: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	67,  // 62: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	81,  // 63: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
-	12,  // 64: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
-	12,  // 65: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
-	0,   // 66: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
-	12,  // 67: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
-	53,  // 68: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	82,  // 69: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	69,  // 70: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	83,  // 71: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
-	12,  // 72: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	84,  // 73: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	69,  // 74: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	84,  // 75: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12,  // 76: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	84,  // 77: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
-	84,  // 78: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12,  // 79: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	1,   // 80: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,   // 81: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,   // 82: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10,  // 83: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	13,  // 84: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
-	15,  // 85: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
-	19,  // 86: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	21,  // 87: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	23,  // 88: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	25,  // 89: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	27,  // 90: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	29,  // 91: iapmesh.v1.KeyService.SuspendKey:input_type -> iapmesh.v1.SuspendKeyRequest
-	31,  // 92: iapmesh.v1.KeyService.ResumeKey:input_type -> iapmesh.v1.ResumeKeyRequest
-	33,  // 93: iapmesh.v1.KeyService.ApproveKey:input_type -> iapmesh.v1.ApproveKeyRequest
-	35,  // 94: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	38,  // 95: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	40,  // 96: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	43,  // 97: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	45,  // 98: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	47,  // 99: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	49,  // 100: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	51,  // 101: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	54,  // 102: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	56,  // 103: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	58,  // 104: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	60,  // 105: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
-	62,  // 106: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
-	64,  // 107: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
-	2,   // 108: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,   // 109: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,   // 110: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11,  // 111: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	14,  // 112: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
-	16,  // 113: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
-	20,  // 114: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	22,  // 115: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	24,  // 116: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	26,  // 117: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	28,  // 118: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	30,  // 119: iapmesh.v1.KeyService.SuspendKey:output_type -> iapmesh.v1.SuspendKeyResponse
-	32,  // 120: iapmesh.v1.KeyService.ResumeKey:output_type -> iapmesh.v1.ResumeKeyResponse
-	34,  // 121: iapmesh.v1.KeyService.ApproveKey:output_type -> iapmesh.v1.ApproveKeyResponse
-	36,  // 122: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	39,  // 123: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	41,  // 124: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	44,  // 125: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	46,  // 126: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	48,  // 127: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	50,  // 128: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	52,  // 129: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	55,  // 130: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	57,  // 131: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	59,  // 132: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	61,  // 133: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
-	63,  // 134: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
-	65,  // 135: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
-	108, // [108:136] is the sub-list for method output_type
-	80,  // [80:108] is the sub-list for method input_type
-	80,  // [80:80] is the sub-list for extension type_name
-	80,  // [80:80] is the sub-list for extension extendee
-	0,   // [0:80] is the sub-list for field type_name
+	78,  // 44: iapmesh.v1.RevokeKeyResponse.blast:type_name -> iapmesh.v1.BlastRadius
+	79,  // 45: iapmesh.v1.RevokeKeyResponse.lineage:type_name -> iapmesh.v1.Lineage
+	76,  // 46: iapmesh.v1.SuspendKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 47: iapmesh.v1.SuspendKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 48: iapmesh.v1.ResumeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 49: iapmesh.v1.ResumeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	76,  // 50: iapmesh.v1.ApproveKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	76,  // 51: iapmesh.v1.ApproveKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 52: iapmesh.v1.ApproveKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	37,  // 53: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
+	80,  // 54: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	12,  // 55: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
+	69,  // 56: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	81,  // 57: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	12,  // 58: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
+	82,  // 59: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	66,  // 60: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	42,  // 61: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
+	12,  // 62: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	82,  // 63: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	67,  // 64: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	83,  // 65: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	12,  // 66: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
+	12,  // 67: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
+	0,   // 68: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
+	12,  // 69: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
+	53,  // 70: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
+	84,  // 71: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	69,  // 72: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	85,  // 73: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	12,  // 74: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	86,  // 75: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	69,  // 76: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	86,  // 77: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12,  // 78: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	86,  // 79: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	86,  // 80: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12,  // 81: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,   // 82: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,   // 83: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,   // 84: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10,  // 85: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	13,  // 86: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
+	15,  // 87: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
+	19,  // 88: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	21,  // 89: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	23,  // 90: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	25,  // 91: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	27,  // 92: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	29,  // 93: iapmesh.v1.KeyService.SuspendKey:input_type -> iapmesh.v1.SuspendKeyRequest
+	31,  // 94: iapmesh.v1.KeyService.ResumeKey:input_type -> iapmesh.v1.ResumeKeyRequest
+	33,  // 95: iapmesh.v1.KeyService.ApproveKey:input_type -> iapmesh.v1.ApproveKeyRequest
+	35,  // 96: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	38,  // 97: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	40,  // 98: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	43,  // 99: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	45,  // 100: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	47,  // 101: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	49,  // 102: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	51,  // 103: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	54,  // 104: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	56,  // 105: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	58,  // 106: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	60,  // 107: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	62,  // 108: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	64,  // 109: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,   // 110: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,   // 111: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,   // 112: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11,  // 113: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	14,  // 114: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
+	16,  // 115: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
+	20,  // 116: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	22,  // 117: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	24,  // 118: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	26,  // 119: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	28,  // 120: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	30,  // 121: iapmesh.v1.KeyService.SuspendKey:output_type -> iapmesh.v1.SuspendKeyResponse
+	32,  // 122: iapmesh.v1.KeyService.ResumeKey:output_type -> iapmesh.v1.ResumeKeyResponse
+	34,  // 123: iapmesh.v1.KeyService.ApproveKey:output_type -> iapmesh.v1.ApproveKeyResponse
+	36,  // 124: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	39,  // 125: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	41,  // 126: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	44,  // 127: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	46,  // 128: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	48,  // 129: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	50,  // 130: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	52,  // 131: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	55,  // 132: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	57,  // 133: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	59,  // 134: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	61,  // 135: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	63,  // 136: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	65,  // 137: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	110, // [110:138] is the sub-list for method output_type
+	82,  // [82:110] is the sub-list for method input_type
+	82,  // [82:82] is the sub-list for extension type_name
+	82,  // [82:82] is the sub-list for extension extendee
+	0,   // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }
@@ -4328,6 +4351,7 @@ func file_iapmesh_v1_api_proto_init() {
 	if File_iapmesh_v1_api_proto != nil {
 		return
 	}
+	file_iapmesh_v1_lineage_proto_init()
 	file_iapmesh_v1_mesh_proto_init()
 	file_iapmesh_v1_receipt_proto_init()
 	file_iapmesh_v1_state_proto_init()

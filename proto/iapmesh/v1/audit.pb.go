@@ -946,7 +946,7 @@ var File_iapmesh_v1_audit_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_audit_proto_rawDesc = "" +
 	"\n" +
 	"\x16iapmesh/v1/audit.proto\x12\n" +
-	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n" +
+	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18iapmesh/v1/summary.proto\"\xb7\x01\n" +
 	"\vShipRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.iapmesh.v1.ShipHelloH\x00R\x05hello\x120\n" +
 	"\x06frames\x18\x02 \x01(\v2\x16.iapmesh.v1.ShipFramesH\x00R\x06frames\x12<\n" +
@@ -1013,10 +1013,11 @@ const file_iapmesh_v1_audit_proto_rawDesc = "" +
 	"checkpointB\x06\n" +
 	"\x04part2S\n" +
 	"\x12AuditIngestService\x12=\n" +
-	"\x04Ship\x12\x17.iapmesh.v1.ShipRequest\x1a\x18.iapmesh.v1.ShipResponse(\x010\x012\x8e\x01\n" +
+	"\x04Ship\x12\x17.iapmesh.v1.ShipRequest\x1a\x18.iapmesh.v1.ShipResponse(\x010\x012\xd8\x01\n" +
 	"\fAuditService\x12>\n" +
 	"\x05Query\x12\x18.iapmesh.v1.QueryRequest\x1a\x19.iapmesh.v1.QueryResponse0\x01\x12>\n" +
-	"\x05Fetch\x12\x18.iapmesh.v1.FetchRequest\x1a\x19.iapmesh.v1.FetchResponse0\x01B7Z5github.com/iapmesh/iapmesh/proto/iapmesh/v1;iapmeshv1b\x06proto3"
+	"\x05Fetch\x12\x18.iapmesh.v1.FetchRequest\x1a\x19.iapmesh.v1.FetchResponse0\x01\x12H\n" +
+	"\tSummarize\x12\x1c.iapmesh.v1.SummarizeRequest\x1a\x1d.iapmesh.v1.SummarizeResponseB7Z5github.com/iapmesh/iapmesh/proto/iapmesh/v1;iapmeshv1b\x06proto3"
 
 var (
 	file_iapmesh_v1_audit_proto_rawDescOnce sync.Once
@@ -1046,6 +1047,8 @@ var file_iapmesh_v1_audit_proto_goTypes = []any{
 	(*FetchRequest)(nil),          // 11: iapmesh.v1.FetchRequest
 	(*FetchResponse)(nil),         // 12: iapmesh.v1.FetchResponse
 	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*SummarizeRequest)(nil),      // 14: iapmesh.v1.SummarizeRequest
+	(*SummarizeResponse)(nil),     // 15: iapmesh.v1.SummarizeResponse
 }
 var file_iapmesh_v1_audit_proto_depIdxs = []int32{
 	1,  // 0: iapmesh.v1.ShipRequest.hello:type_name -> iapmesh.v1.ShipHello
@@ -1060,11 +1063,13 @@ var file_iapmesh_v1_audit_proto_depIdxs = []int32{
 	0,  // 9: iapmesh.v1.AuditIngestService.Ship:input_type -> iapmesh.v1.ShipRequest
 	9,  // 10: iapmesh.v1.AuditService.Query:input_type -> iapmesh.v1.QueryRequest
 	11, // 11: iapmesh.v1.AuditService.Fetch:input_type -> iapmesh.v1.FetchRequest
-	4,  // 12: iapmesh.v1.AuditIngestService.Ship:output_type -> iapmesh.v1.ShipResponse
-	10, // 13: iapmesh.v1.AuditService.Query:output_type -> iapmesh.v1.QueryResponse
-	12, // 14: iapmesh.v1.AuditService.Fetch:output_type -> iapmesh.v1.FetchResponse
-	12, // [12:15] is the sub-list for method output_type
-	9,  // [9:12] is the sub-list for method input_type
+	14, // 12: iapmesh.v1.AuditService.Summarize:input_type -> iapmesh.v1.SummarizeRequest
+	4,  // 13: iapmesh.v1.AuditIngestService.Ship:output_type -> iapmesh.v1.ShipResponse
+	10, // 14: iapmesh.v1.AuditService.Query:output_type -> iapmesh.v1.QueryResponse
+	12, // 15: iapmesh.v1.AuditService.Fetch:output_type -> iapmesh.v1.FetchResponse
+	15, // 16: iapmesh.v1.AuditService.Summarize:output_type -> iapmesh.v1.SummarizeResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1075,6 +1080,7 @@ func file_iapmesh_v1_audit_proto_init() {
 	if File_iapmesh_v1_audit_proto != nil {
 		return
 	}
+	file_iapmesh_v1_summary_proto_init()
 	file_iapmesh_v1_audit_proto_msgTypes[0].OneofWrappers = []any{
 		(*ShipRequest_Hello)(nil),
 		(*ShipRequest_Frames)(nil),

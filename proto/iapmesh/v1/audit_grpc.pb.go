@@ -121,8 +121,9 @@ var AuditIngestService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	AuditService_Query_FullMethodName = "/iapmesh.v1.AuditService/Query"
-	AuditService_Fetch_FullMethodName = "/iapmesh.v1.AuditService/Fetch"
+	AuditService_Query_FullMethodName     = "/iapmesh.v1.AuditService/Query"
+	AuditService_Fetch_FullMethodName     = "/iapmesh.v1.AuditService/Fetch"
+	AuditService_Summarize_FullMethodName = "/iapmesh.v1.AuditService/Summarize"
 )
 
 // AuditServiceClient is the client API for AuditService service.
@@ -135,6 +136,8 @@ type AuditServiceClient interface {
 	Query(ctx context.Context, in *QueryRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[QueryResponse], error)
 	// Fetch streams the stored trail of one node or all, verbatim, so that the caller can verify it.
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchResponse], error)
+	// Summarize counts what was done under provisioning keys, and says what it was counted over.
+	Summarize(ctx context.Context, in *SummarizeRequest, opts ...grpc.CallOption) (*SummarizeResponse, error)
 }
 
 type auditServiceClient struct {
@@ -183,6 +186,16 @@ func (c *auditServiceClient) Fetch(ctx context.Context, in *FetchRequest, opts .
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AuditService_FetchClient = grpc.ServerStreamingClient[FetchResponse]
 
+func (c *auditServiceClient) Summarize(ctx context.Context, in *SummarizeRequest, opts ...grpc.CallOption) (*SummarizeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SummarizeResponse)
+	err := c.cc.Invoke(ctx, AuditService_Summarize_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AuditServiceServer is the server API for AuditService service.
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
@@ -193,6 +206,8 @@ type AuditServiceServer interface {
 	Query(*QueryRequest, grpc.ServerStreamingServer[QueryResponse]) error
 	// Fetch streams the stored trail of one node or all, verbatim, so that the caller can verify it.
 	Fetch(*FetchRequest, grpc.ServerStreamingServer[FetchResponse]) error
+	// Summarize counts what was done under provisioning keys, and says what it was counted over.
+	Summarize(context.Context, *SummarizeRequest) (*SummarizeResponse, error)
 	mustEmbedUnimplementedAuditServiceServer()
 }
 
@@ -208,6 +223,9 @@ func (UnimplementedAuditServiceServer) Query(*QueryRequest, grpc.ServerStreaming
 }
 func (UnimplementedAuditServiceServer) Fetch(*FetchRequest, grpc.ServerStreamingServer[FetchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Fetch not implemented")
+}
+func (UnimplementedAuditServiceServer) Summarize(context.Context, *SummarizeRequest) (*SummarizeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Summarize not implemented")
 }
 func (UnimplementedAuditServiceServer) mustEmbedUnimplementedAuditServiceServer() {}
 func (UnimplementedAuditServiceServer) testEmbeddedByValue()                      {}
@@ -252,13 +270,36 @@ func _AuditService_Fetch_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AuditService_FetchServer = grpc.ServerStreamingServer[FetchResponse]
 
+func _AuditService_Summarize_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SummarizeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).Summarize(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_Summarize_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).Summarize(ctx, req.(*SummarizeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AuditService_ServiceDesc is the grpc.ServiceDesc for AuditService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var AuditService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "iapmesh.v1.AuditService",
 	HandlerType: (*AuditServiceServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Summarize",
+			Handler:    _AuditService_Summarize_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Query",

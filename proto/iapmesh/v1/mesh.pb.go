@@ -1265,6 +1265,7 @@ type NodeReport struct {
 	SpoolDepth           uint64                 `protobuf:"varint,7,opt,name=spool_depth,json=spoolDepth,proto3" json:"spool_depth,omitempty"` // records not yet acknowledged by an aggregator
 	OpenStreams          uint64                 `protobuf:"varint,8,opt,name=open_streams,json=openStreams,proto3" json:"open_streams,omitempty"`
 	StartedAt            *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	Minted               []*MintedSessions      `protobuf:"bytes,10,rep,name=minted,proto3" json:"minted,omitempty"` // the live sessions by minting node, those with most first; at most 100
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1358,6 +1359,13 @@ func (x *NodeReport) GetOpenStreams() uint64 {
 func (x *NodeReport) GetStartedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *NodeReport) GetMinted() []*MintedSessions {
+	if x != nil {
+		return x.Minted
 	}
 	return nil
 }
@@ -2169,7 +2177,7 @@ var File_iapmesh_v1_mesh_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x15iapmesh/v1/mesh.proto\x12\n" +
-	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17iapmesh/v1/holder.proto\x1a\x16iapmesh/v1/state.proto\"H\n" +
+	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17iapmesh/v1/holder.proto\x1a\x15iapmesh/v1/live.proto\x1a\x16iapmesh/v1/state.proto\"H\n" +
 	"\x0fStandingRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x89\x01\n" +
@@ -2250,7 +2258,7 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x0eleader_address\x18\x06 \x01(\tR\rleaderAddress\"U\n" +
 	"\rReportRequest\x12.\n" +
 	"\x06report\x18\x01 \x01(\v2\x16.iapmesh.v1.NodeReportR\x06report\x12\x14\n" +
-	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\"\x95\x03\n" +
+	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\"\xc9\x03\n" +
 	"\n" +
 	"NodeReport\x120\n" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12\x1a\n" +
@@ -2263,7 +2271,9 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"spoolDepth\x12!\n" +
 	"\fopen_streams\x18\b \x01(\x04R\vopenStreams\x129\n" +
 	"\n" +
-	"started_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"6\n" +
+	"started_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x122\n" +
+	"\x06minted\x18\n" +
+	" \x03(\v2\x1a.iapmesh.v1.MintedSessionsR\x06minted\"6\n" +
 	"\x0eReportResponse\x12$\n" +
 	"\x04pong\x18\x01 \x01(\v2\x10.iapmesh.v1.PongR\x04pong\" \n" +
 	"\fRenewRequest\x12\x10\n" +
@@ -2386,9 +2396,10 @@ var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(Role)(0),                          // 38: iapmesh.v1.Role
 	(*Addresses)(nil),                  // 39: iapmesh.v1.Addresses
 	(*Revision)(nil),                   // 40: iapmesh.v1.Revision
-	(*RevokeByHolderRequest)(nil),      // 41: iapmesh.v1.RevokeByHolderRequest
-	(*RelayRevokeByHolderRequest)(nil), // 42: iapmesh.v1.RelayRevokeByHolderRequest
-	(*RevokeByHolderResponse)(nil),     // 43: iapmesh.v1.RevokeByHolderResponse
+	(*MintedSessions)(nil),             // 41: iapmesh.v1.MintedSessions
+	(*RevokeByHolderRequest)(nil),      // 42: iapmesh.v1.RevokeByHolderRequest
+	(*RelayRevokeByHolderRequest)(nil), // 43: iapmesh.v1.RelayRevokeByHolderRequest
+	(*RevokeByHolderResponse)(nil),     // 44: iapmesh.v1.RevokeByHolderResponse
 }
 var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
 	36, // 0: iapmesh.v1.StandingResponse.state:type_name -> iapmesh.v1.NodeState
@@ -2413,51 +2424,52 @@ var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
 	40, // 19: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
 	37, // 20: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
 	37, // 21: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
-	17, // 22: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
-	40, // 23: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 24: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 25: iapmesh.v1.RebindResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 26: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 27: iapmesh.v1.ProposeSuccessorResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 28: iapmesh.v1.CompleteRotationResponse.revision:type_name -> iapmesh.v1.Revision
-	38, // 29: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
-	5,  // 30: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
-	2,  // 31: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
-	41, // 32: iapmesh.v1.EnrollService.RevokeByHolder:input_type -> iapmesh.v1.RevokeByHolderRequest
-	0,  // 33: iapmesh.v1.EnrollService.Standing:input_type -> iapmesh.v1.StandingRequest
-	8,  // 34: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
-	10, // 35: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
-	42, // 36: iapmesh.v1.MeshService.RelayRevokeByHolder:input_type -> iapmesh.v1.RelayRevokeByHolderRequest
-	11, // 37: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
-	18, // 38: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
-	21, // 39: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
-	23, // 40: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
-	25, // 41: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
-	27, // 42: iapmesh.v1.MeshService.Rebind:input_type -> iapmesh.v1.RebindRequest
-	29, // 43: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
-	31, // 44: iapmesh.v1.MeshService.ProposeSuccessor:input_type -> iapmesh.v1.ProposeSuccessorRequest
-	33, // 45: iapmesh.v1.MeshService.CompleteRotation:input_type -> iapmesh.v1.CompleteRotationRequest
-	6,  // 46: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
-	3,  // 47: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
-	43, // 48: iapmesh.v1.EnrollService.RevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
-	1,  // 49: iapmesh.v1.EnrollService.Standing:output_type -> iapmesh.v1.StandingResponse
-	9,  // 50: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
-	6,  // 51: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
-	43, // 52: iapmesh.v1.MeshService.RelayRevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
-	14, // 53: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
-	20, // 54: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
-	22, // 55: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
-	24, // 56: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
-	26, // 57: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
-	28, // 58: iapmesh.v1.MeshService.Rebind:output_type -> iapmesh.v1.RebindResponse
-	30, // 59: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
-	32, // 60: iapmesh.v1.MeshService.ProposeSuccessor:output_type -> iapmesh.v1.ProposeSuccessorResponse
-	34, // 61: iapmesh.v1.MeshService.CompleteRotation:output_type -> iapmesh.v1.CompleteRotationResponse
-	46, // [46:62] is the sub-list for method output_type
-	30, // [30:46] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	41, // 22: iapmesh.v1.NodeReport.minted:type_name -> iapmesh.v1.MintedSessions
+	17, // 23: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
+	40, // 24: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 25: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 26: iapmesh.v1.RebindResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 27: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 28: iapmesh.v1.ProposeSuccessorResponse.revision:type_name -> iapmesh.v1.Revision
+	40, // 29: iapmesh.v1.CompleteRotationResponse.revision:type_name -> iapmesh.v1.Revision
+	38, // 30: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
+	5,  // 31: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
+	2,  // 32: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
+	42, // 33: iapmesh.v1.EnrollService.RevokeByHolder:input_type -> iapmesh.v1.RevokeByHolderRequest
+	0,  // 34: iapmesh.v1.EnrollService.Standing:input_type -> iapmesh.v1.StandingRequest
+	8,  // 35: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
+	10, // 36: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
+	43, // 37: iapmesh.v1.MeshService.RelayRevokeByHolder:input_type -> iapmesh.v1.RelayRevokeByHolderRequest
+	11, // 38: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
+	18, // 39: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
+	21, // 40: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
+	23, // 41: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
+	25, // 42: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
+	27, // 43: iapmesh.v1.MeshService.Rebind:input_type -> iapmesh.v1.RebindRequest
+	29, // 44: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
+	31, // 45: iapmesh.v1.MeshService.ProposeSuccessor:input_type -> iapmesh.v1.ProposeSuccessorRequest
+	33, // 46: iapmesh.v1.MeshService.CompleteRotation:input_type -> iapmesh.v1.CompleteRotationRequest
+	6,  // 47: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
+	3,  // 48: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
+	44, // 49: iapmesh.v1.EnrollService.RevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	1,  // 50: iapmesh.v1.EnrollService.Standing:output_type -> iapmesh.v1.StandingResponse
+	9,  // 51: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
+	6,  // 52: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
+	44, // 53: iapmesh.v1.MeshService.RelayRevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	14, // 54: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
+	20, // 55: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
+	22, // 56: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
+	24, // 57: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
+	26, // 58: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
+	28, // 59: iapmesh.v1.MeshService.Rebind:output_type -> iapmesh.v1.RebindResponse
+	30, // 60: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
+	32, // 61: iapmesh.v1.MeshService.ProposeSuccessor:output_type -> iapmesh.v1.ProposeSuccessorResponse
+	34, // 62: iapmesh.v1.MeshService.CompleteRotation:output_type -> iapmesh.v1.CompleteRotationResponse
+	47, // [47:63] is the sub-list for method output_type
+	31, // [31:47] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_mesh_proto_init() }
@@ -2466,6 +2478,7 @@ func file_iapmesh_v1_mesh_proto_init() {
 		return
 	}
 	file_iapmesh_v1_holder_proto_init()
+	file_iapmesh_v1_live_proto_init()
 	file_iapmesh_v1_state_proto_init()
 	file_iapmesh_v1_mesh_proto_msgTypes[11].OneofWrappers = []any{
 		(*FollowRequest_Start)(nil),
