@@ -22,9 +22,11 @@ import (
 // FileName is the file in a data directory that holds the wraps of its data key.
 const FileName = "seal.json"
 
+// MaxURLs is how many keepers one directory may have.
+const MaxURLs = 8
+
 const (
 	maxFile        = 64 << 10
-	MaxURLs        = 8    // keepers of one directory
 	maxFileWraps   = 32   // in seal.json: while keepers change, it holds those of before beside those to come
 	maxFileWrapped = 4096 // bytes of one wrap: an RSA key of 16384 bits makes 2048
 )

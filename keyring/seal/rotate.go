@@ -123,7 +123,7 @@ func (d Directory) lock() (unlock func(), err error) {
 	}
 	return func() {
 		_ = unix.Flock(int(h.Fd()), unix.LOCK_UN) // closing alone would leave it to a child that another goroutine is just starting
-		h.Close()
+		_ = h.Close()                             // it was only read
 	}, nil
 }
 
