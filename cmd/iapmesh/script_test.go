@@ -46,6 +46,7 @@ func scriptParams() testscript.Params {
 			"addresses":   addresses,
 			"certificate": certificate,
 			"eventually":  eventually,
+			"expand":      expand,
 			"status1":     exits(1),
 			"status2":     exits(2),
 		},
@@ -74,6 +75,12 @@ func certificate(ts *testscript.TestScript, _ bool, files []string) {
 	for i, block := range []*pem.Block{{Type: "CERTIFICATE", Bytes: cert}, {Type: "PRIVATE KEY", Bytes: key}} {
 		ts.Check(os.WriteFile(ts.MkAbs(files[i]), pem.EncodeToMemory(block), 0o600))
 	}
+}
+
+// expand FROM TO: copies a file, with the values of the variables that it names.
+func expand(ts *testscript.TestScript, _ bool, args []string) {
+	text := os.Expand(ts.ReadFile(args[0]), ts.Getenv)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text), 0o600))
 }
 
 // eventually PATTERN COMMAND…: runs the command until its output matches.
