@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"crypto/ed25519"
 	"log/slog"
 	"math/rand/v2"
@@ -98,7 +99,7 @@ func (r *rebinder) ask(ctx context.Context, from, to string) {
 	switch {
 	case err == nil:
 		r.logger.Info("re-bound to another provisioning key", "from", from, "to", to)
-	case ctx.Err() == nil || context.Cause(ctx) == context.DeadlineExceeded:
+	case ctx.Err() == nil || errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 		r.logger.Warn("not re-bound to another provisioning key", "from", from, "to", to, "retry_in", pause.String(), "error", err)
 	}
 }

@@ -99,7 +99,7 @@ func kinds(err error) string {
 	var walk func(error)
 	walk = func(err error) {
 		var f *fault.Error
-		if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // it walks the tree itself
+		if several, ok := err.(interface{ Unwrap() []error }); ok {
 			for _, e := range several.Unwrap() {
 				walk(e)
 			}
