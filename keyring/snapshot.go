@@ -19,6 +19,7 @@ type Contents struct {
 	Revocations map[RevocationKind]map[string]*Revocation
 	Audiences   map[string]*Audience
 	Secrets     map[string]*Secret // by audience + "/" + name
+	Restoration *Restoration       // the last one; nil: never
 }
 
 // Snapshot is one immutable, indexed state. Everything that it returns is shared: read, never change.

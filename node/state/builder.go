@@ -254,6 +254,9 @@ func (b *builder) blob(e store.Entry) error {
 }
 
 func (b *builder) meta(e store.Entry) error {
+	if e.Key == PathRestoration {
+		return b.restoration(e)
+	}
 	if e.Key != PathMesh || e.Deleted {
 		return nil
 	}
