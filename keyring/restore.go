@@ -165,7 +165,7 @@ func (m *merger) nodes() {
 		if p != nil && s != nil && nodeRank(s.State) > nodeRank(p.State) {
 			n.State, n.Reason, n.StateSince = s.State, s.Reason, s.StateSince
 		}
-		if d, ok := m.denied[DenyNode][id]; ok {
+		if d, ok := m.denied[DenyNode][id]; ok && !(p != nil && p.Trusted() && slices.Contains(m.Restoration.Kept, id)) { // what is only remembered ends no quorum
 			state := NodeRevoked
 			if d.State == string(NodeQuarantined) || d.State == string(NodeDeparted) {
 				state = NodeState(d.State)

@@ -23,7 +23,7 @@ func (a *assembly) lead(context.Context) error {
 		return nil
 	}
 	a.control = control.New(control.Config{
-		NodeID: a.id.public.NodeID, Store: a.store, Source: a.source, Secrets: a.member, Voters: members{a.store}, Leader: a.store.Leader,
+		NodeID: a.id.public.NodeID, Store: a.store, Source: a.source, Secrets: a.member, Voters: members{a.store}, Epochs: a.store, Leader: a.store.Leader,
 		Trail: a.trail, Logger: a.logger, Registerer: a.registry, Now: a.env.Now, PromoteAfter: time.Duration(a.config.Control.PromoteAfter),
 	})
 	a.base = append(a.base, part{"leader", a.control.Run})
@@ -32,6 +32,11 @@ func (a *assembly) lead(context.Context) error {
 
 // relayJoin takes a join to the leader: to this node's own control, if it leads.
 func (a *assembly) relayJoin(ctx context.Context, req *iapmeshv1.RelayJoinRequest) (resp *iapmeshv1.JoinResponse, err error) {
+	if v := a.source.Load(); v != nil {
+		if err := v.Keyring.Closed(); err != nil {
+			return nil, err // as the leader would say, which the link would ask again and again
+		}
+	}
 	err = a.link.call(ctx, "join", func(ctx context.Context, c iapmeshv1.MeshServiceClient, o ...grpc.CallOption) error {
 		resp, err = c.RelayJoin(ctx, req, o...)
 		return err

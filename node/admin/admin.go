@@ -33,6 +33,7 @@ func (s Services) Register(g *grpc.Server) {
 	iapmeshv1.RegisterConfigServiceServer(g, &configuration{Services: s})
 	iapmeshv1.RegisterRevocationServiceServer(g, &revocations{Services: s})
 	iapmeshv1.RegisterAdminServiceServer(g, &admins{Services: s})
+	iapmeshv1.RegisterSnapshotServiceServer(g, &snapshots{Services: s})
 }
 
 // leader returns who calls and the controller, or why this node cannot answer.

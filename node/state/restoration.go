@@ -122,15 +122,16 @@ func (b *builder) restoration(e store.Entry) error {
 	return nil
 }
 
-// Build makes the view of a whole state, such as a snapshot's. Internal: a record is not understood, or the manifest does not compile.
+// Build makes the view of a whole state, such as a snapshot's. Also with an error, Internal, the view is what was understood: a record
+// was not, or the manifest does not compile.
 func Build(entries []store.Entry, at store.Revision) (*View, error) {
 	var b builder
 	v, err := b.apply(store.Change{Revision: at, Reset: true, Entries: entries})
 	if problems := b.takeProblems(); len(problems) > 0 {
-		return nil, fault.New(fault.Internal, "%d records are not understood, the first: %w", len(problems), problems[0])
+		return v, fault.New(fault.Internal, "%d records are not understood, the first: %w", len(problems), problems[0])
 	}
 	if err != nil {
-		return nil, fault.New(fault.Internal, "configuration: %w", err)
+		return v, fault.New(fault.Internal, "configuration: %w", err)
 	}
 	return v, nil
 }

@@ -1,0 +1,177 @@
+package nodetest
+
+import (
+	"context"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/iapmesh/iapmesh/internal/backup"
+	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/internal/snapshotfile"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// Snapshot is one in a file, and the key that opens it.
+type Snapshot struct{ Path, Keeper string }
+
+// client is an administrator's, for what takes as long as it takes.
+func (m *Mesh) client() *profile.Client {
+	client, err := m.Profile().Dial()
+	m.must("dial", err)
+	m.t.Cleanup(func() { client.Close() })
+	client.Patience = Patience
+	return client
+}
+
+// Save takes a snapshot of the mesh into a file.
+func (m *Mesh) Save(name string) Snapshot {
+	m.t.Helper()
+	s, err := backup.Save(m.t.Context(), m.client())
+	m.must("save a snapshot", err)
+	out := Snapshot{Path: filepath.Join(m.dir, name), Keeper: "file://" + filepath.Join(m.dir, name+".key")}
+	m.must("write the snapshot", snapshotfile.Create(m.t.Context(), out.Path, []string{out.Keeper}, s))
+	return out
+}
+
+// Open reads a snapshot's file.
+func (m *Mesh) Open(s Snapshot) *snapshotfile.Snapshot {
+	m.t.Helper()
+	out, err := snapshotfile.Open(m.t.Context(), s.Path, []string{s.Keeper})
+	m.must("open the snapshot", err)
+	return out
+}
+
+// Restore gives a snapshot back to the running mesh, with what the caller remembers.
+func (m *Mesh) Restore(s Snapshot, remembered ...keyring.Denial) *iapmeshv1.RestorationStatus {
+	m.t.Helper()
+	status, err := m.TryRestore(s, remembered...)
+	m.must("restore", err)
+	return status
+}
+
+// TryRestore is Restore where it may be refused.
+func (m *Mesh) TryRestore(s Snapshot, remembered ...keyring.Denial) (*iapmeshv1.RestorationStatus, error) {
+	m.t.Helper()
+	client := m.client()
+	now, err := backup.Pending(m.t.Context(), client)
+	if err != nil {
+		return nil, err
+	}
+	snapshot := m.Open(s)
+	statement, err := backup.Statement(snapshot, now, m.now())
+	if err != nil {
+		return nil, err
+	}
+	signature, err := backup.Sign(m.Profile(), statement)
+	m.must("sign", err)
+	resp, err := backup.Restore(m.t.Context(), client, backup.Restoring{Snapshot: snapshot, Statement: statement, Signature: signature, Remembered: remembered})
+	return resp.GetStatus(), err
+}
+
+// Pending is what awaits confirmation.
+func (m *Mesh) Pending() *iapmeshv1.RestorationStatus {
+	m.t.Helper()
+	status, err := backup.Pending(m.t.Context(), m.client())
+	m.must("pending", err)
+	return status
+}
+
+// Confirm confirms the list of now, but for the exceptions.
+func (m *Mesh) Confirm(except ...string) {
+	m.t.Helper()
+	resp, err := backup.Confirm(m.t.Context(), m.client(), m.Pending().ListDigest, except)
+	m.must("confirm", err)
+	m.AwaitReceipt(resp.Receipt)
+}
+
+// IssueKey makes a provisioning key of a name and writes it into a file; nodes that join from here on use it.
+func (m *Mesh) IssueKey(name string, roles ...iapmeshv1.Role) (id string) {
+	m.t.Helper()
+	secret, err := keyring.GenerateKey(m.founded.Bootstrap.Pin(), nil)
+	m.must("make a key", err)
+	m.call("issue a key", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		_, err := iapmeshv1.NewKeyServiceClient(conn).IssueKey(ctx, &iapmeshv1.IssueKeyRequest{PublicKey: secret.PublicKey(), Name: name, Grants: roles, MaxUses: new(uint32)}, o...)
+		return err
+	})
+	m.useKey(name, secret)
+	return secret.ID()
+}
+
+// RevokeKey revokes a provisioning key; the nodes under it stay.
+func (m *Mesh) RevokeKey(id string) {
+	m.t.Helper()
+	m.call("revoke the key", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		_, err := iapmeshv1.NewKeyServiceClient(conn).RevokeKey(ctx, &iapmeshv1.RevokeKeyRequest{Key: id, Cascade: iapmeshv1.Cascade_CASCADE_KEEP, Reason: "test"}, o...)
+		return err
+	})
+}
+
+// Block revokes a user for good.
+func (m *Mesh) Block(subject string) {
+	m.t.Helper()
+	m.call("block "+subject, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		_, err := iapmeshv1.NewRevocationServiceClient(conn).Revoke(ctx, &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_USER, Value: subject, Block: true, Reason: "test"}, o...)
+		return err
+	})
+}
+
+// Visit is what a new browser gets when it navigates to a page of a host.
+func (r *Region) Visit(host, path string) *http.Response {
+	r.mesh.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	r.mesh.t.Cleanup(cancel)
+	resp, err := r.mesh.world.browser().Get(ctx, r.URL(host, path))
+	r.mesh.must("visit "+r.URL(host, path), err)
+	return resp
+}
+
+// TrySignIn signs a user in by the browser and returns where it ended.
+func (r *Region) TrySignIn(user string) *http.Response {
+	r.mesh.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	r.mesh.t.Cleanup(cancel)
+	resp, err := r.mesh.world.browser().SignIn(ctx, r.URL(EchoHost, "/whoami"), user, r.mesh.world.password(user))
+	r.mesh.must("sign in as "+user+" in "+r.Name, err)
+	return resp
+}
+
+// TryJoin lets a new proxy ask to join by the newest key, or by the one in a file of the mesh's directory, and says how that ended.
+func (m *Mesh) TryJoin(name, key string, patience time.Duration) error {
+	m.t.Helper()
+	c := m.config(name, len(m.order))
+	c.Roles = []string{"proxy"}
+	c.Join = node.Join{Addresses: []string{m.In(m.order[0]).config.Listen.Mesh}, Key: node.Credential{File: filepath.Join(m.dir, key+".key")}, Timeout: node.Duration(patience)}
+	n, err := node.NewIn(m.t.Context(), c, node.Env{Logger: m.logger(), NetDial: m.network.dialFrom(c.Listen.Mesh), Now: m.now})
+	m.must("open node "+name, err)
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience+2*time.Second)
+	defer cancel()
+	return n.Run(ctx)
+}
+
+// Configuration is the mesh.yaml that the mesh began with.
+func (m *Mesh) Configuration() string { return m.world.yaml() }
+
+// Trail is what the first node's aggregator remembers as refused since a time.
+func (m *Mesh) Trail(since time.Time) []keyring.Denial {
+	m.t.Helper()
+	out, err := backup.Remembered(m.t.Context(), m.client(), []string{m.In(m.order[0]).config.Listen.Mesh}, since)
+	m.must("read the trail", err)
+	return out
+}
+
+// Node is a node as the leader shows it.
+func (m *Mesh) Node(name string) *iapmeshv1.NodeStatus {
+	m.t.Helper()
+	for _, n := range m.Status().Nodes {
+		if n.Node.Name == name {
+			return n
+		}
+	}
+	m.t.Fatalf("the mesh knows no node %s", name)
+	return nil
+}
