@@ -29,7 +29,7 @@ func closed(t *testing.T, mesh *nodetest.Mesh, regions []string, sessions ...*no
 	for _, name := range regions {
 		region := mesh.In(name)
 		mesh.Eventually(name+" says that the mesh was restored", func() bool {
-			return region.Visit(nodetest.EchoHost, "/whoami").Header.Get("X-Iapmesh-Response") == "restored"
+			return region.Answer(nodetest.EchoHost, "/whoami") == "restored"
 		})
 		for _, s := range sessions {
 			if resp := s.Get(region, nodetest.EchoHost, "/whoami"); resp.StatusCode != http.StatusServiceUnavailable {

@@ -170,11 +170,11 @@ func (c *Controller) beginRestoration(ctx context.Context, v *state.View, by str
 	if err != nil {
 		return nil, err
 	}
-	if begun {
-		c.Logger.Warn("mesh closed: a snapshot is being restored", "by", by, "snapshot", hex.EncodeToString(r.Statement.Digest), "of_revision", r.Revision.String(), "revision", at.String())
+	if !r.DryRun && record.Phase == keyring.RestorationRunning { // an attempt that goes on, too: the one before may have died before it was recorded
+		c.Logger.Warn("mesh closed: a snapshot is being restored", "by", by, "resumed", !begun, "snapshot", hex.EncodeToString(r.Statement.Digest), "of_revision", r.Revision.String(), "revision", at.String())
 		c.record(ctx, audit.KindAdmin, by, map[string]string{
 			"action": "snapshot.restore", "snapshot": hex.EncodeToString(r.Statement.Digest), "of_revision": r.Revision.String(),
-			"epoch": strconv.FormatUint(r.Statement.NewEpoch, 10), "revision": at.String(),
+			"epoch": strconv.FormatUint(r.Statement.NewEpoch, 10), "revision": at.String(), "resumed": boolWord(!begun),
 		})
 	}
 	return record, nil

@@ -3,6 +3,7 @@ package nodetest
 import (
 	"context"
 	"net/http"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -174,4 +175,51 @@ func (m *Mesh) Node(name string) *iapmeshv1.NodeStatus {
 	}
 	m.t.Fatalf("the mesh knows no node %s", name)
 	return nil
+}
+
+func (m *Mesh) sign(s *keyring.RestorationStatement) ([]byte, error) {
+	return backup.Sign(m.Profile(), s)
+}
+
+// Recover founds the mesh anew from this node, which is stopped.
+func (r *Region) Recover() (*node.Recovered, error) {
+	return node.Recover(r.mesh.t.Context(), node.RecoverConfig{Config: r.config, Sign: r.mesh.sign, Logger: r.mesh.logger(), Now: r.mesh.now})
+}
+
+// Wipe takes away all that a stopped node has, and lets it join anew at another, by the newest key.
+func (r *Region) Wipe(known *Region) {
+	r.mesh.t.Helper()
+	r.mesh.must("wipe "+r.Name, os.RemoveAll(r.config.DataDir))
+	r.joinBy(known)
+}
+
+// Refound founds the mesh anew from a snapshot, in a new control node.
+func (m *Mesh) Refound(name string, s Snapshot, remembered ...keyring.Denial) *Region {
+	m.t.Helper()
+	r := &Region{mesh: m, Name: name, config: m.config(name, len(m.order))}
+	made, err := node.Refound(m.t.Context(), node.RefoundConfig{
+		Config: r.config, Snapshot: m.Open(s), Sign: m.sign, Remembered: remembered, Logger: m.logger(), Now: m.now,
+	})
+	m.must("found the mesh anew", err)
+	if made.MeshID != m.founded.MeshID {
+		m.t.Fatalf("mesh %s, want %s", made.MeshID, m.founded.MeshID)
+	}
+	m.regions[name] = r
+	m.order = append(m.order, name)
+	m.world.admit(r)
+	return r
+}
+
+// JoinAt changes where a node, which is stopped or joined already, looks for control nodes that it does not know.
+func (r *Region) JoinAt(known *Region) { r.config.Join.Addresses = []string{known.config.Listen.Mesh} }
+
+// Answer is which answer of its own (X-Iapmesh-Response) the node gives to a new browser; empty if it is none, or the node does not answer.
+func (r *Region) Answer(host, path string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	resp, err := r.mesh.world.browser().Get(ctx, r.URL(host, path))
+	if err != nil {
+		return ""
+	}
+	return resp.Header.Get("X-Iapmesh-Response")
 }
