@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/binary"
@@ -42,6 +43,7 @@ type RestorationStatement struct {
 	SnapshotTime     time.Time         // when it was taken
 	Time             time.Time
 	Nonce            []byte // 16 random bytes
+	Carrier          string // id of the control node with which a new history begins; empty: the mesh's own goes on
 }
 
 // Message is what is signed: domain-separated, each field after its length.
@@ -49,7 +51,7 @@ func (s *RestorationStatement) Message() []byte {
 	out := []byte("iapmesh/restoration/v1")
 	for _, field := range [][]byte{
 		[]byte(s.Mesh), []byte(s.Kind), number(s.OldEpoch), number(s.NewEpoch), s.Digest, number(s.SnapshotRevision.Epoch), number(s.SnapshotRevision.Index),
-		number(uint64(s.SnapshotTime.UnixMilli())), number(uint64(s.Time.UnixMilli())), s.Nonce,
+		number(uint64(s.SnapshotTime.UnixMilli())), number(uint64(s.Time.UnixMilli())), s.Nonce, []byte(s.Carrier),
 	} {
 		out = binary.BigEndian.AppendUint32(out, uint32(len(field)))
 		out = append(out, field...)
@@ -98,6 +100,70 @@ func (s *RestorationStatement) VerifySignature(pub ed25519.PublicKey, signature 
 		return fault.New(fault.Denied, "restoration: the administrator's signature does not verify")
 	}
 	return nil
+}
+
+// MaxRemembered bounds what a node tells in one call of what it remembers.
+const MaxRemembered = MaxJoinBody
+
+func rememberMessage(ekm [32]byte, body []byte) ([]byte, error) {
+	if len(body) == 0 || len(body) > MaxRemembered || ekm == [32]byte{} {
+		return nil, fault.New(fault.Invalid, "remember: %d bytes, want 1 to %d, on a connection that exports keying material", len(body), MaxRemembered)
+	}
+	digest := JoinDigest(ekm, body)
+	return append([]byte("iapmesh/remember/v1"), digest[:]...), nil
+}
+
+// SignRemember signs what a node remembers, with its node key, for the one connection of that exported keying material.
+func SignRemember(priv ed25519.PrivateKey, ekm [32]byte, body []byte) ([]byte, error) {
+	message, err := rememberMessage(ekm, body)
+	if err != nil {
+		return nil, err
+	}
+	return ed25519.Sign(priv, message), nil
+}
+
+// VerifyRemember is its inverse: Denied if the node did not sign it for this connection.
+func VerifyRemember(pub ed25519.PublicKey, ekm [32]byte, body, signature []byte) error {
+	message, err := rememberMessage(ekm, body)
+	if err != nil {
+		return err
+	}
+	if len(pub) != ed25519.PublicKeySize || !ed25519.Verify(pub, message, signature) {
+		return fault.New(fault.Denied, "remember: the signature is not the node's, or for another connection")
+	}
+	return nil
+}
+
+// Denials is what a state refuses, as whoever holds it remembers it.
+func (c *Contents) Denials() []Denial {
+	var out []Denial
+	for _, k := range c.Keys {
+		if k.State == KeyRevoked {
+			out = append(out, Denial{Kind: DenyKey, Value: k.ID, Reason: k.Reason, At: k.RevokedAt})
+		}
+	}
+	for _, n := range c.Nodes {
+		if n.State == NodeRevoked || n.State == NodeQuarantined {
+			out = append(out, Denial{Kind: DenyNode, Value: n.ID, State: string(n.State), Reason: n.Reason, At: n.StateSince})
+		}
+	}
+	for _, a := range c.Admins {
+		if !a.RevokedAt.IsZero() {
+			out = append(out, Denial{Kind: DenyAdmin, Value: a.ID, Reason: a.Reason, At: a.RevokedAt})
+		}
+	}
+	for _, k := range c.SigningKeys {
+		if k.State == SigningRevoked {
+			out = append(out, Denial{Kind: DenySigningKey, Value: k.KID, Reason: k.Reason, At: k.StateSince})
+		}
+	}
+	for kind, as := range map[RevocationKind]DenialKind{RevokeSession: DenySession, RevokeSubject: DenySubject} {
+		for _, r := range c.Revocations[kind] {
+			out = append(out, Denial{Kind: as, Value: r.Value, Block: r.Block, Reason: r.Reason, By: r.By, At: r.At})
+		}
+	}
+	slices.SortFunc(out, func(a, b Denial) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Value, b.Value)) })
+	return out
 }
 
 // Restoration is the record of a restoration, and the gate that every node holds shut until an operator has confirmed it.

@@ -45,6 +45,7 @@ type RestoreFacts struct {
 	Denials        []Denial     // remembered elsewhere
 	Restoration    *Restoration // its statement and signer; Kept: control nodes that stay trusted
 	ControlDeparts bool         // the logs of the other control nodes are of another history: they must join anew
+	DenyOnly       bool         // add the denials to the present state, which is the snapshot too, and hold nothing back
 	Now            time.Time
 }
 
@@ -138,7 +139,7 @@ func (m *merger) keys() {
 		if s != nil && keyRank(k.State) > keyRank(s.State) && (k.State == KeyRevoked || k.State == KeySuspended && k.Reason != m.Restoration.Reason()) {
 			m.refused(Denial{Kind: DenyKey, Value: id, State: string(k.State), Reason: k.Reason, Source: source})
 		}
-		if admits(k.State) {
+		if admits(k.State) && !m.DenyOnly {
 			if s != nil {
 				m.out.List.Keys = append(m.out.List.Keys, HeldKey{ID: id, State: k.State})
 			}
@@ -174,14 +175,14 @@ func (m *merger) nodes() {
 				n, source = n.to(state, d.Reason, m.when(d)), d.Source
 			}
 		}
-		if s != nil && s.Trusted() && !n.Trusted() && n.Reason != m.Restoration.Reason() {
+		if s != nil && (s.Trusted() || m.DenyOnly && nodeRank(n.State) > nodeRank(s.State)) && !n.Trusted() && n.Reason != m.Restoration.Reason() {
 			m.refused(Denial{Kind: DenyNode, Value: id, State: string(n.State), Reason: n.Reason, Source: source})
 		}
 		kept := slices.Contains(m.Restoration.Kept, id)
 		switch {
 		case m.ControlDeparts && !kept && n.HasRole(RoleControl) && (n.Trusted() || n.State == NodeQuarantined):
 			n = n.to(NodeDeparted, "its log is of before the restoration: it joins anew", m.Now)
-		case n.Trusted() && !kept:
+		case n.Trusted() && !kept && !m.DenyOnly:
 			if s != nil {
 				m.out.List.Nodes = append(m.out.List.Nodes, HeldNode{ID: id, State: n.State})
 			}
@@ -208,7 +209,7 @@ func (m *merger) admins() {
 		if s == nil && id != m.Restoration.By {
 			revoke(m.Now, "not in the snapshot that was restored")
 		}
-		if d, ok := m.denied[DenyAdmin][id]; ok && a.RevokedAt.IsZero() {
+		if d, ok := m.denied[DenyAdmin][id]; ok && a.RevokedAt.IsZero() && !(m.DenyOnly && id == m.Restoration.By) { // somebody must be left to confirm
 			source = d.Source
 			revoke(m.when(d), d.Reason)
 		}

@@ -386,6 +386,7 @@ func TestStatements(t *testing.T) {
 		"another revision":   {func(s *keyring.RestorationStatement) { s.SnapshotRevision.Index++ }, &admin, fault.Denied},
 		"another time":       {func(s *keyring.RestorationStatement) { s.SnapshotTime = now }, &admin, fault.Denied},
 		"another kind":       {func(s *keyring.RestorationStatement) { s.Kind = keyring.RestoreSurvivor }, &admin, fault.Denied},
+		"another carrier":    {func(s *keyring.RestorationStatement) { s.Carrier = "n-2" }, &admin, fault.Denied},
 		"no kind":            {func(s *keyring.RestorationStatement) { s.Kind = "" }, &admin, fault.Invalid},
 		"no nonce":           {func(s *keyring.RestorationStatement) { s.Nonce = nil }, &admin, fault.Invalid},
 		"long ago":           {func(s *keyring.RestorationStatement) { s.Time = now.Add(-time.Hour) }, &admin, fault.Denied},

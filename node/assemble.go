@@ -162,6 +162,9 @@ func (a *assembly) serveJoins() error {
 		admit = a.relayJoin
 	}
 	server := enroll.NewServer(admit, a.locate, a.logger, a.registry)
+	if a.control != nil {
+		server.ServeRestorations(enroll.Restorations{Introduce: a.introduce, Remember: a.control.Remember})
+	}
 	a.front = append(a.front, part{"joins", func(ctx context.Context) error { return server.Run(ctx, l) }})
 	return nil
 }

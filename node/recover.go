@@ -150,7 +150,7 @@ func signRecovery(c *RecoverConfig, id *identity, entries []store.Entry, at revi
 	digest, now := sum.Digest(), c.Now().UTC().Truncate(time.Millisecond)
 	s = keyring.RestorationStatement{
 		Mesh: id.public.MeshID, Kind: keyring.RestoreSurvivor, OldEpoch: at.Epoch, NewEpoch: max(c.Epoch, at.Epoch+1), Digest: digest[:],
-		SnapshotRevision: at, SnapshotTime: now, Time: now, Nonce: random(16),
+		SnapshotRevision: at, SnapshotTime: now, Time: now, Nonce: random(16), Carrier: id.public.NodeID,
 	}
 	signature, err = c.Sign(&s)
 	return s, signature, err

@@ -103,7 +103,7 @@ func refoundIn(ctx context.Context, c *RefoundConfig, id *identity, advertised k
 	}
 	r.Statement = keyring.RestorationStatement{
 		Mesh: s.Mesh, Kind: keyring.RestoreSnapshot, OldEpoch: s.Revision.Epoch, NewEpoch: max(c.Epoch, s.Revision.Epoch+1), Digest: s.Digest[:],
-		SnapshotRevision: s.Revision, SnapshotTime: s.TakenAt.UTC().Truncate(time.Millisecond), Time: now, Nonce: random(16),
+		SnapshotRevision: s.Revision, SnapshotTime: s.TakenAt.UTC().Truncate(time.Millisecond), Time: now, Nonce: random(16), Carrier: node.ID,
 	}
 	if r.Signature, err = c.Sign(&r.Statement); err != nil {
 		return nil, err

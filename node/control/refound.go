@@ -74,6 +74,13 @@ func (r *Refounding) Plan() (*Refounded, error) {
 	if err := r.Statement.Verify(before.Mesh.ID, r.Revision.Epoch, admin, r.Signature, r.Now); err != nil {
 		return nil, err
 	}
+	carrier := r.Survivor
+	if r.Founder != nil {
+		carrier = r.Founder.Node.ID
+	}
+	if r.Statement.Carrier != carrier || carrier == "" {
+		return nil, fault.New(fault.Conflict, "signed for control node %q, not for %q", r.Statement.Carrier, carrier)
+	}
 	record := &keyring.Restoration{
 		Statement: r.Statement, By: admin.ID, ByName: admin.Name, Signature: r.Signature, Phase: keyring.RestorationAwaiting,
 		SessionsFrom: revision.Revision{Epoch: r.Statement.NewEpoch},

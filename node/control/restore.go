@@ -101,8 +101,8 @@ func newRestoring(in RestoreInput) (*restoring, error) {
 	if mesh := r.snapshot.Keyring.Mesh.ID; mesh == "" || mesh != in.Statement.Mesh || in.Revision != in.Statement.SnapshotRevision {
 		return nil, fault.New(fault.Conflict, "restore: the snapshot is of mesh %.80q at %s, the statement of %.80q at %s", mesh, in.Revision, in.Statement.Mesh, in.Statement.SnapshotRevision)
 	}
-	if in.Statement.Kind != keyring.RestoreSnapshot {
-		return nil, fault.New(fault.Invalid, "restore: the statement is to %s", in.Statement.Kind)
+	if in.Statement.Kind != keyring.RestoreSnapshot || in.Statement.Carrier != "" {
+		return nil, fault.New(fault.Invalid, "restore: the statement is to %s, by a new engine: %t", in.Statement.Kind, in.Statement.Carrier != "")
 	}
 	if r.opening, err = seal.ParseSealingKey(in.OpeningKey); err != nil {
 		return nil, fault.New(fault.Invalid, "restore: opening key: %w", err)

@@ -193,10 +193,11 @@ func (r *Region) Wipe(known *Region) {
 	r.joinBy(known)
 }
 
-// Refound founds the mesh anew from a snapshot, in a new control node.
-func (m *Mesh) Refound(name string, s Snapshot, remembered ...keyring.Denial) *Region {
+// Refound founds the mesh anew from a snapshot, in a new control node at this one's addresses, which lost all that it had.
+func (r *Region) Refound(s Snapshot, remembered ...keyring.Denial) {
+	m := r.mesh
 	m.t.Helper()
-	r := &Region{mesh: m, Name: name, config: m.config(name, len(m.order))}
+	m.must("wipe "+r.Name, os.RemoveAll(r.config.DataDir))
 	made, err := node.Refound(m.t.Context(), node.RefoundConfig{
 		Config: r.config, Snapshot: m.Open(s), Sign: m.sign, Remembered: remembered, Logger: m.logger(), Now: m.now,
 	})
@@ -204,14 +205,7 @@ func (m *Mesh) Refound(name string, s Snapshot, remembered ...keyring.Denial) *R
 	if made.MeshID != m.founded.MeshID {
 		m.t.Fatalf("mesh %s, want %s", made.MeshID, m.founded.MeshID)
 	}
-	m.regions[name] = r
-	m.order = append(m.order, name)
-	m.world.admit(r)
-	return r
 }
-
-// JoinAt changes where a node, which is stopped or joined already, looks for control nodes that it does not know.
-func (r *Region) JoinAt(known *Region) { r.config.Join.Addresses = []string{known.config.Listen.Mesh} }
 
 // Answer is which answer of its own (X-Iapmesh-Response) the node gives to a new browser; empty if it is none, or the node does not answer.
 func (r *Region) Answer(host, path string) string {

@@ -69,7 +69,7 @@ func RestorationOf(p *iapmeshv1.Restoration) *keyring.Restoration {
 func StatementProto(s *keyring.RestorationStatement) *iapmeshv1.RestorationStatement {
 	return &iapmeshv1.RestorationStatement{
 		MeshId: s.Mesh, Kind: restorationKinds.proto(s.Kind), OldEpoch: s.OldEpoch, NewEpoch: s.NewEpoch, Digest: s.Digest,
-		SnapshotRevision: RevisionProto(s.SnapshotRevision), SnapshotTime: Stamp(s.SnapshotTime), Time: Stamp(s.Time), Nonce: s.Nonce,
+		SnapshotRevision: RevisionProto(s.SnapshotRevision), SnapshotTime: Stamp(s.SnapshotTime), Time: Stamp(s.Time), Nonce: s.Nonce, Carrier: s.Carrier,
 	}
 }
 
@@ -80,7 +80,7 @@ func StatementOf(p *iapmeshv1.RestorationStatement) *keyring.RestorationStatemen
 	}
 	return &keyring.RestorationStatement{
 		Mesh: p.MeshId, Kind: restorationKinds.domain(p.Kind), OldEpoch: p.OldEpoch, NewEpoch: p.NewEpoch, Digest: p.Digest,
-		SnapshotRevision: RevisionOf(p.SnapshotRevision), SnapshotTime: Time(p.SnapshotTime), Time: Time(p.Time), Nonce: p.Nonce,
+		SnapshotRevision: RevisionOf(p.SnapshotRevision), SnapshotTime: Time(p.SnapshotTime), Time: Time(p.Time), Nonce: p.Nonce, Carrier: p.Carrier,
 	}
 }
 

@@ -138,7 +138,8 @@ type RestorationStatement struct {
 	SnapshotRevision *Revision              `protobuf:"bytes,6,opt,name=snapshot_revision,json=snapshotRevision,proto3" json:"snapshot_revision,omitempty"`
 	SnapshotTime     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=snapshot_time,json=snapshotTime,proto3" json:"snapshot_time,omitempty"` // to the millisecond, as time
 	Time             *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=time,proto3" json:"time,omitempty"`
-	Nonce            []byte                 `protobuf:"bytes,9,opt,name=nonce,proto3" json:"nonce,omitempty"` // 16 bytes
+	Nonce            []byte                 `protobuf:"bytes,9,opt,name=nonce,proto3" json:"nonce,omitempty"`      // 16 bytes
+	Carrier          string                 `protobuf:"bytes,10,opt,name=carrier,proto3" json:"carrier,omitempty"` // id of the control node with which a new history begins; empty: the mesh's own goes on
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -234,6 +235,13 @@ func (x *RestorationStatement) GetNonce() []byte {
 		return x.Nonce
 	}
 	return nil
+}
+
+func (x *RestorationStatement) GetCarrier() string {
+	if x != nil {
+		return x.Carrier
+	}
+	return ""
 }
 
 // Restoration lies at meta/restoration; those before it at meta/restoration/<epoch>.
@@ -1657,8 +1665,8 @@ func (x *IntroduceResponse) GetControlNode() *ControlNode {
 type RememberBody struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`    // of the restoration
-	Denials       []*Denial              `protobuf:"bytes,3,rep,name=denials,proto3" json:"denials,omitempty"` // at most 1,000
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the restoration
+	Denials       []*Denial              `protobuf:"bytes,3,rep,name=denials,proto3" json:"denials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1716,7 +1724,7 @@ func (x *RememberBody) GetDenials() []*Denial {
 
 type RememberRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`           // RememberBody, at most 256 KiB
+	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`           // RememberBody, at most 16 KiB
 	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"` // by the node's key, bound to the connection as a join's is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1815,7 +1823,7 @@ var File_iapmesh_v1_snapshot_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
 	"\x19iapmesh/v1/snapshot.proto\x12\n" +
-	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14iapmesh/v1/api.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x16iapmesh/v1/state.proto\"\xfc\x02\n" +
+	"iapmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14iapmesh/v1/api.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x16iapmesh/v1/state.proto\"\x96\x03\n" +
 	"\x14RestorationStatement\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\tR\x06meshId\x12/\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1b.iapmesh.v1.RestorationKindR\x04kind\x12\x1b\n" +
@@ -1825,7 +1833,9 @@ const file_iapmesh_v1_snapshot_proto_rawDesc = "" +
 	"\x11snapshot_revision\x18\x06 \x01(\v2\x14.iapmesh.v1.RevisionR\x10snapshotRevision\x12?\n" +
 	"\rsnapshot_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\fsnapshotTime\x12.\n" +
 	"\x04time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
-	"\x05nonce\x18\t \x01(\fR\x05nonce\"\xf3\x03\n" +
+	"\x05nonce\x18\t \x01(\fR\x05nonce\x12\x18\n" +
+	"\acarrier\x18\n" +
+	" \x01(\tR\acarrier\"\xf3\x03\n" +
 	"\vRestoration\x12>\n" +
 	"\tstatement\x18\x01 \x01(\v2 .iapmesh.v1.RestorationStatementR\tstatement\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12\x17\n" +
