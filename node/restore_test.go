@@ -152,3 +152,51 @@ func TestARestoreNeverUnrevokes(t *testing.T) {
 		}
 	}
 }
+
+// Whoever restores sees nothing of it when the leader dies in the middle: the next one goes on.
+func TestARestoreOutlivesItsLeader(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	for i := range 300 {
+		mesh.IssueKey("key-"+string(rune('a'+i/26))+string(rune('a'+i%26)), iapmeshv1.Role_ROLE_PROXY)
+	}
+	thief := mesh.IssueKey("thief", iapmeshv1.Role_ROLE_PROXY)
+	saved := mesh.Save("mesh.snapshot")
+	mesh.RevokeKey(thief)
+	leader := mesh.Leader()
+	follower := mesh.In("us-east")
+	if leader == follower {
+		follower = mesh.In("ap-south")
+	}
+	type result struct {
+		status *iapmeshv1.RestorationStatus
+		err    error
+	}
+	done := make(chan result, 1)
+	go func() {
+		status, err := mesh.TryRestore(saved)
+		done <- result{status, err}
+	}()
+	mesh.Eventually("the mesh is closed", func() bool { return follower.Answer(nodetest.EchoHost, "/whoami") == "restored" })
+	leader.Stop()
+	var got result
+	select {
+	case got = <-done:
+	case <-time.After(2 * nodetest.Patience):
+		t.Fatal("the restore does not end")
+	}
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	if s := got.status; s.Restoration.Phase != iapmeshv1.RestorationPhase_RESTORATION_PHASE_AWAITING_CONFIRMATION || s.Revision.Epoch != 2 || len(s.Keys) != 301 {
+		t.Errorf("%s in epoch %d, %d keys to be confirmed", s.Restoration.Phase, s.Revision.Epoch, len(s.Keys))
+	}
+	leader.Start() // it finds the mesh closed
+	closed(t, mesh, []string{leader.Name, follower.Name})
+	mesh.Confirm()
+	for _, k := range mesh.Keys() {
+		if want := iapmeshv1.KeyState_KEY_STATE_ACTIVE; k.Id == thief && k.State != iapmeshv1.KeyState_KEY_STATE_REVOKED || k.Id != thief && k.State != want {
+			t.Errorf("key %s is %s", k.Name, k.State)
+		}
+	}
+}

@@ -217,3 +217,14 @@ func (r *Region) Answer(host, path string) string {
 	}
 	return resp.Header.Get("X-Iapmesh-Response")
 }
+
+// Keys lists the provisioning keys.
+func (m *Mesh) Keys() (keys []*iapmeshv1.ProvisioningKey) {
+	m.t.Helper()
+	m.call("list keys", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewKeyServiceClient(conn).ListKeys(ctx, &iapmeshv1.ListKeysRequest{}, o...)
+		keys = resp.GetKeys()
+		return err
+	})
+	return keys
+}

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/revision"
@@ -301,6 +303,9 @@ func FuzzBuilder(f *testing.F) {
 	f.Add("manifest", []byte{0xff}, "blob/00", []byte{}, false)
 	a := state.PutAuthority(authority(f))
 	f.Add(a.Key, a.Value, "meta/mesh", []byte{}, false)
+	r := state.PutRestoration(&keyring.Restoration{Phase: keyring.RestorationAwaiting, List: keyring.RestoreList{Nodes: []keyring.HeldNode{{ID: "n-1"}}}})
+	f.Add(r.Key, r.Value, r.Key, []byte{0xff}, false)
+	f.Add(r.Key, []byte{0xff}, r.Key, []byte{}, false)
 	f.Add("revocation/session", []byte{}, "manifest/", []byte("x"), false)
 	f.Fuzz(func(t *testing.T, key1 string, value1 []byte, key2 string, value2 []byte, reset bool) {
 		w := newWorld(t)
@@ -309,6 +314,9 @@ func FuzzBuilder(f *testing.F) {
 		w.send(reset, store.Entry{Key: key2, Value: value2}, store.Entry{Key: key1, Deleted: true}, state.PutMesh(mesh))
 		if v.Config == nil || v.Keyring == nil {
 			t.Fatal("a view without a part")
+		}
+		if key1 == state.PathRestoration && v.Keyring.Closed() == nil && !confirmed(value1) {
+			t.Fatal("a restoration that nobody has confirmed opens the mesh")
 		}
 		for id, n := range v.Keyring.Nodes {
 			if n.ID != id {
@@ -319,4 +327,9 @@ func FuzzBuilder(f *testing.F) {
 			t.Fatalf("%q refuses nobody", key1)
 		}
 	})
+}
+
+func confirmed(value []byte) bool {
+	var p iapmeshv1.Restoration
+	return proto.Unmarshal(value, &p) == nil && p.Phase == iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED
 }
