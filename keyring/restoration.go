@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -231,6 +232,29 @@ func (r *Restoration) Pending(c *Contents) RestoreList {
 	}
 	slices.Sort(out.Admins)
 	return out
+}
+
+// Unheld are a state's records without what an unconfirmed restoration holds back: what another restoration begins with, which holds
+// it back in turn.
+func (c *Contents) Unheld() *Contents {
+	r := c.Unconfirmed()
+	if r == nil {
+		return c
+	}
+	out := *c
+	out.Keys, out.Nodes = maps.Clone(c.Keys), maps.Clone(c.Nodes)
+	pending := r.Pending(c)
+	for _, h := range pending.Keys {
+		k := *c.Keys[h.ID]
+		k.State, k.Reason = h.State, ""
+		out.Keys[h.ID] = &k
+	}
+	for _, h := range pending.Nodes {
+		n := *c.Nodes[h.ID]
+		n.State, n.Reason = h.State, ""
+		out.Nodes[h.ID] = &n
+	}
+	return &out
 }
 
 // Digest names a list as an operator confirms it: of this restoration, with exactly these items.

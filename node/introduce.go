@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -89,7 +90,7 @@ func (i *introductions) Run(ctx context.Context) error {
 			}
 			if text := err.Error(); text != i.lastErr && ctx.Err() == nil {
 				i.lastErr = text
-				i.logger.Debug("no introduction", "address", address, "error", err)
+				i.logger.Info("control node asked for a restoration", "address", address, "error", err)
 			}
 		}
 	}
@@ -119,14 +120,17 @@ func (i *introductions) ask(ctx context.Context, v *state.View, address string) 
 		if err != nil {
 			return err
 		}
-		if r.Answer.Phase != iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED && !i.told[string(r.Answer.Signature)] {
-			if err := i.remember(ctx, v, r, s.NewEpoch); err != nil {
-				i.logger.Warn("what this node remembers as refused was not taken", "address", address, "error", err)
-			} else {
-				i.told[string(r.Answer.Signature)] = true
-			}
+		if err := i.follow(v, r, s, address); err != nil {
+			return err
 		}
-		return i.follow(v, r, s, address)
+		if r.Answer.Phase == iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED || i.told[string(r.Answer.Signature)] {
+			return nil
+		}
+		if err := i.remember(ctx, v, r, s.NewEpoch); err != nil { // another control node may lead
+			return fmt.Errorf("tell what this node remembers: %w", err)
+		}
+		i.told[string(r.Answer.Signature)] = true
+		return nil
 	})
 }
 

@@ -29,6 +29,16 @@ func keeperURLs(cmd *cobra.Command, into *[]string, usage string) {
 	cmd.Flags().StringArrayVar(into, "seal", nil, usage)
 }
 
+// checkKeepers refuses what would put a key into the command line, where others can read it.
+func checkKeepers(keepers []string) error {
+	for _, k := range keepers {
+		if strings.HasPrefix(k, "base64key://") {
+			return usagef("--seal base64key://: a key is no argument; put its 32 bytes into a file of mode 0600 and name that: file://…")
+		}
+	}
+	return nil
+}
+
 // defaultKeeper is the key file beside the profile.
 func (c *cli) defaultKeeper() (url, path string, err error) {
 	path, err = profile.Path(c.profileRef)
@@ -105,6 +115,9 @@ func (i snapshotInfo) table(t *table) {
 }
 
 func (c *cli) saveSnapshot(ctx context.Context, out string, keepers []string) error {
+	if err := checkKeepers(keepers); err != nil {
+		return err
+	}
 	if _, err := os.Lstat(out); err == nil {
 		return hint(fault.New(fault.Conflict, "%s is there already", out), "A snapshot is never overwritten: name another file.")
 	}
@@ -158,6 +171,9 @@ status 1 if anything was changed, is missing, or opens by no key that is here.`,
 }
 
 func (c *cli) openSnapshot(ctx context.Context, file string, keepers []string) (*snapshotfile.Snapshot, error) {
+	if err := checkKeepers(keepers); err != nil {
+		return nil, err
+	}
 	if url, path, err := c.defaultKeeper(); err == nil {
 		if _, err := os.Lstat(path); err == nil {
 			keepers = append(keepers, url)

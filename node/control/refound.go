@@ -85,12 +85,12 @@ func (r *Refounding) Plan() (*Refounded, error) {
 		Statement: r.Statement, By: admin.ID, ByName: admin.Name, Signature: r.Signature, Phase: keyring.RestorationAwaiting,
 		SessionsFrom: revision.Revision{Epoch: r.Statement.NewEpoch},
 	}
-	facts := keyring.RestoreFacts{Snapshot: before, Denials: r.Remembered, Restoration: record, ControlDeparts: true, Now: r.Now}
+	facts := keyring.RestoreFacts{Snapshot: before.Unheld(), Denials: r.Remembered, Restoration: record, ControlDeparts: true, Now: r.Now}
 	if r.Survivor != "" {
 		if n := before.Nodes[r.Survivor]; n == nil || !n.Trusted() || !n.HasRole(keyring.RoleControl) {
 			return nil, fault.New(fault.Denied, "node %s is no control node that its own state trusts: another one must recover the mesh", r.Survivor)
 		}
-		record.Kept, facts.Present = []string{r.Survivor}, before
+		record.Kept, facts.Present = []string{r.Survivor}, facts.Snapshot
 	}
 	plan := keyring.PlanRestore(facts)
 	if err := plan.Admins[admin.ID].Check(r.Now); err != nil {

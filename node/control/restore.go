@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -35,6 +36,9 @@ type RestoreInput struct {
 
 // maxRemembered bounds what a caller remembers.
 const maxRemembered = 100_000
+
+// finishTimeout bounds how long one attempt to write a restoration takes.
+const finishTimeout = 10 * time.Minute
 
 // restoring is a restoration while it is written.
 type restoring struct {
@@ -79,7 +83,10 @@ func (c *Controller) Restore(ctx context.Context, by string, in RestoreInput) (*
 		return status, v.Revision, err
 	}
 	if record.Phase == keyring.RestorationRunning {
-		if err := c.finishRestoration(ctx, r, record); err != nil {
+		// The mesh is closed: as long as this node leads it goes on, whether or not somebody still waits.
+		finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+		defer cancel()
+		if err := c.finishRestoration(finish, r, record); err != nil {
 			return nil, none, err
 		}
 	}

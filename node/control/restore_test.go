@@ -77,7 +77,7 @@ func TestACrashInTheMiddleOfARestoreIsResumed(t *testing.T) {
 	}
 	thief := w.issue(nil)
 	saved := w.saved()
-	_, _, _, err := w.RevokeKey(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: thief.ID(), Reason: "stolen"})
+	_, _, _, err := w.RevokeKey(t.Context(), "admin/ana", revokeKey(thief.ID()))
 	must(t, err)
 
 	// The engine fails at each commit of the restoration once, before or after it was applied.
@@ -269,4 +269,8 @@ func TestARestoreBringsConfigurationAndSecretsBack(t *testing.T) {
 	if _, err := w.Join(t.Context(), newJoiner(t, w.boot, "again", "eu-west").attempt()); err != nil {
 		t.Errorf("after the confirmation nobody joins: %v", err)
 	}
+}
+
+func revokeKey(id string) *iapmeshv1.RevokeKeyRequest {
+	return &iapmeshv1.RevokeKeyRequest{Key: id, Reason: "stolen"}
 }
