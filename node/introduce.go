@@ -12,6 +12,7 @@ import (
 	"github.com/iapmesh/iapmesh/cluster/enroll"
 	"github.com/iapmesh/iapmesh/cluster/peer"
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/revision"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
@@ -36,7 +37,8 @@ func (a *assembly) introduce() (*iapmeshv1.IntroduceResponse, error) {
 
 // introductions is how a node that follows finds back into a mesh that was founded anew while it held a view of before. By its view it
 // trusts none of the control nodes that there are now; an administrator whom it knows has signed for the one with which the new history
-// begins. It tells that one what it remembers as refused, and follows it once it is released.
+// begins. From then on it serves nobody by its old view; it tells that one what it remembers as refused, and follows it once it is
+// released.
 type introductions struct {
 	*assembly
 	known   atomic.Pointer[introduction]
@@ -120,6 +122,9 @@ func (i *introductions) ask(ctx context.Context, v *state.View, address string) 
 		if err != nil {
 			return err
 		}
+		i.source.Announce(&keyring.Restoration{ // by which this node serves nobody any more
+			Statement: *s, By: r.Answer.By, Signature: r.Answer.Signature, Phase: keyring.RestorationAwaiting, SessionsFrom: revision.Revision{Epoch: s.NewEpoch},
+		})
 		if err := i.follow(v, r, s, address); err != nil {
 			return err
 		}

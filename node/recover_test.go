@@ -113,6 +113,8 @@ func TestAMeshIsFoundedAnewFromASnapshot(t *testing.T) {
 			t.Errorf("%s is %s, want %s", name, states[name], want)
 		}
 	}
+	// The proxy is told by the new control node, and serves nobody by what it knew.
+	closed(t, mesh, []string{"edge"}, ana, bob, mallory)
 	mesh.Eventually("the proxy has told that mallory is blocked", func() bool {
 		for _, d := range mesh.Pending().Refused {
 			if d.Kind == "user" && d.Value == mallory.Subject && strings.HasPrefix(d.Source, "node/") {

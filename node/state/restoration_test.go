@@ -38,3 +38,26 @@ func TestTheGateIsShutUnlessConfirmed(t *testing.T) {
 		t.Error("confirmed, and not open, or without its fence")
 	}
 }
+
+// A restoration that was proved to a node shuts what it knows of before, until it follows the restored state.
+func TestAnAnnouncedRestorationShutsOlderViews(t *testing.T) {
+	t.Parallel()
+	shown := 0
+	w := newWorld(t, func(*state.View) { shown++ })
+	w.send(true, state.PutMesh(mesh))
+	r := &keyring.Restoration{Statement: keyring.RestorationStatement{NewEpoch: 2}, Phase: keyring.RestorationAwaiting, SessionsFrom: revision.Revision{Epoch: 2}}
+	w.source.Announce(r)
+	w.source.Announce(&keyring.Restoration{Statement: keyring.RestorationStatement{NewEpoch: 1}, Phase: keyring.RestorationConfirmed})
+	if v := w.source.Load(); v.Keyring.Closed() == nil || shown != 2 {
+		t.Errorf("the present view is open after the announcement (%d views shown)", shown)
+	}
+	if v := w.send(false, state.PutNode(node(1, "eu"))); v.Keyring.Closed() == nil || len(v.Keyring.Nodes) != 1 {
+		t.Error("a later view of before the restoration is open")
+	}
+	at := store.Revision{Epoch: 2, Index: 1}
+	w.store <- store.Change{Revision: at, Reset: true, Entries: []store.Entry{state.PutMesh(mesh), state.PutRestoration(&keyring.Restoration{Phase: keyring.RestorationConfirmed, SessionsFrom: revision.Revision{Epoch: 2}})}}
+	v, err := w.source.WaitRevision(t.Context(), at)
+	if err != nil || v.Keyring.Closed() != nil || !v.Keyring.Fenced(revision.Revision{Epoch: 1, Index: 99}) {
+		t.Errorf("the restored state, which is confirmed: %v, %v", err, v.Keyring.Closed())
+	}
+}
