@@ -3,7 +3,9 @@ package node
 import (
 	"context"
 	"crypto/ed25519"
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -32,15 +34,23 @@ func (a *assembly) lead(context.Context) error {
 
 // relayJoin takes a join to the leader: to this node's own control, if it leads.
 func (a *assembly) relayJoin(ctx context.Context, req *iapmeshv1.RelayJoinRequest) (resp *iapmeshv1.JoinResponse, err error) {
-	if v := a.source.Load(); v != nil {
-		if err := v.Keyring.Closed(); err != nil {
-			return nil, err // as the leader would say, which the link would ask again and again
-		}
-	}
+	var shut error
 	err = a.link.call(ctx, "join", func(ctx context.Context, c iapmeshv1.MeshServiceClient, o ...grpc.CallOption) error {
-		resp, err = c.RelayJoin(ctx, req, o...)
+		if resp, err = c.RelayJoin(ctx, req, o...); err == nil {
+			return nil
+		}
+		// That the mesh awaits an operator is the leader's answer, once it has authenticated the joiner: it is not asked again and again.
+		if v := a.source.Load(); v != nil {
+			if closed := v.Keyring.Closed(); closed != nil && strings.Contains(err.Error(), closed.Error()) {
+				shut = closed
+				return nil
+			}
+		}
 		return err
 	})
+	if shut != nil {
+		return nil, fmt.Errorf("join: %w", shut)
+	}
 	return resp, err
 }
 

@@ -85,7 +85,9 @@ func FromRecords(records []audit.Record) []keyring.Denial {
 	for _, r := range records {
 		m.see(r)
 	}
-	return slices.SortedFunc(maps.Values(m), func(a, b keyring.Denial) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Value, b.Value)) })
+	return slices.SortedFunc(maps.Values(m), func(a, b keyring.Denial) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Value, b.Value))
+	})
 }
 
 // trailSkew is how much earlier than the snapshot the trail is read: clocks differ.
