@@ -47,6 +47,7 @@ AdmitJoin/more-uses      !denied    -          !denied    !exhausted !denied    
 AdmitJoin/late           !denied    !denied    !denied    !exhausted !denied    !denied    !denied    !denied
 ApproveKey/proposal      -          !conflict  !conflict  !conflict  !conflict  !conflict  !conflict  !conflict
 ScheduleKey              -          -          -          -          -          !conflict  !conflict  !conflict
+ReleaseHeldKey           !conflict  !conflict  active     !conflict  !conflict  !conflict  !conflict  !conflict
 RequestKeyRotation       !conflict  -          !conflict  -          -          !conflict  !conflict  !conflict
 ProposeSuccessor         !conflict  -          !conflict  -          -          !conflict  !conflict  !conflict
 CompleteRotation         !conflict  retiring   !conflict  retiring   retiring   !conflict  !conflict  !conflict
@@ -64,6 +65,7 @@ DepartNode               departed    departed    departed    -           !confli
 QuarantineNode           quarantined quarantined quarantined !conflict   -           !conflict
 ReleaseNode              !conflict   !conflict   !conflict   !conflict   active      !conflict
 RevokeNode               revoked     revoked     revoked     revoked     revoked     -
+ReleaseHeldNode          !conflict   !conflict   !conflict   !conflict   active      !conflict
 AllowRebind              -           -           -           !conflict   -           !conflict
 RebindNode               -           -           -           !conflict   !conflict   !conflict
 SweepNode                -           -           -           -           -           -
@@ -198,6 +200,11 @@ func TestKeyMatrix(t *testing.T) {
 			"ScheduleKey": func(k key) (key, error) {
 				return keyring.ScheduleKey(k, keyring.Schedule{Every: 24 * time.Hour, Rotator: rotator.ID}, &rotator)
 			},
+			"ReleaseHeldKey": func(k key) (key, error) {
+				held := keyring.Restoration{}
+				k.Reason = held.Reason()
+				return keyring.ReleaseHeldKey(k, keyring.HeldKey{ID: k.ID, State: keyring.KeyActive}, &held, now)
+			},
 			"RequestKeyRotation":     func(k key) (key, error) { return keyring.RequestKeyRotation(scheduled(k)) },
 			"ProposeSuccessor":       func(k key) (key, error) { _, err := propose(k, false); return k, err },
 			"CompleteRotation":       complete(false),
@@ -228,12 +235,17 @@ func TestNodeMatrix(t *testing.T) {
 		state: func(n node) string { return string(n.State) },
 		in:    func(s string) node { return in(enrolled(t, from, "a"), keyring.NodeState(s)) },
 		do: map[string]func(node) (node, error){
-			"ConfirmNode":      func(n node) (node, error) { return keyring.ConfirmNode(n, now) },
-			"RecoverNode":      func(n node) (node, error) { return keyring.RecoverNode(n, now) },
-			"DepartNode":       func(n node) (node, error) { return keyring.DepartNode(n, "", now) },
-			"QuarantineNode":   func(n node) (node, error) { return keyring.QuarantineNode(n, "", now) },
-			"ReleaseNode":      func(n node) (node, error) { return keyring.ReleaseNode(n, now) },
-			"RevokeNode":       func(n node) (node, error) { return keyring.RevokeNode(n, "", now) },
+			"ConfirmNode":    func(n node) (node, error) { return keyring.ConfirmNode(n, now) },
+			"RecoverNode":    func(n node) (node, error) { return keyring.RecoverNode(n, now) },
+			"DepartNode":     func(n node) (node, error) { return keyring.DepartNode(n, "", now) },
+			"QuarantineNode": func(n node) (node, error) { return keyring.QuarantineNode(n, "", now) },
+			"ReleaseNode":    func(n node) (node, error) { return keyring.ReleaseNode(n, now) },
+			"RevokeNode":     func(n node) (node, error) { return keyring.RevokeNode(n, "", now) },
+			"ReleaseHeldNode": func(n node) (node, error) {
+				held := keyring.Restoration{}
+				n.Reason = held.Reason()
+				return keyring.ReleaseHeldNode(n, keyring.HeldNode{ID: n.ID, State: keyring.NodeActive}, &held, now)
+			},
 			"AllowRebind":      func(n node) (node, error) { return keyring.AllowRebind(n, to, keyring.RebindFacts{}) },
 			"RebindNode":       func(n node) (node, error) { return keyring.RebindNode(n, from, to, keyring.RebindFacts{}) },
 			"SweepNode":        sweep(now, time.Minute),

@@ -21,6 +21,7 @@ type Contents struct {
 	Secrets     map[string]*Secret // by audience + "/" + name
 	GossipRing  GossipRing
 	Receipts    map[string]*Receipt // by id; only those that are not complete everywhere
+	Restoration *Restoration        // the last one; nil: never
 }
 
 // Snapshot is one immutable, indexed state. Everything that it returns is shared: read, never change.

@@ -168,6 +168,7 @@ func (a *assembly) serveJoins() error {
 	if a.control != nil {
 		server.Revoke = a.relayRevokeByHolder
 		server.AnswerStanding(a.findNode)
+		server.ServeRestorations(enroll.Restorations{Introduce: a.introduce, Remember: a.control.Remember})
 	}
 	a.front = append(a.front, part{"joins", func(ctx context.Context) error { return server.Run(ctx, l) }})
 	return nil

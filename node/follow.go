@@ -20,7 +20,8 @@ import (
 
 // openReplica opens what a node that hosts no state follows by.
 func (a *assembly) openReplica(context.Context) error {
-	sources := &sources{assembly: a}
+	introduced := &introductions{assembly: a}
+	sources := &sources{assembly: a, introduced: introduced}
 	r, err := replica.Open(replica.Config{
 		Dir: filepath.Join(a.config.DataDir, replicaDir), Seal: a.id.sealer, MeshID: a.id.public.MeshID, Dial: sources.dial,
 		OnPong: func(asked time.Time, at store.Revision, age time.Duration) { a.freshness.Answered(asked, at, age) },
@@ -30,20 +31,25 @@ func (a *assembly) openReplica(context.Context) error {
 		return err
 	}
 	a.engine = r
-	a.base = append(a.base, part{"replica", r.Run})
+	a.base = append(a.base, part{"replica", r.Run}, part{"introductions", introduced.Run})
 	return nil
 }
 
 // sources picks the control node to follow: those of this region first, the next one after each break.
 type sources struct {
 	*assembly
-	mu   sync.Mutex
-	next int // guarded by mu
+	introduced *introductions
+	mu         sync.Mutex
+	next       int // guarded by mu
 }
 
 func (s *sources) dial(context.Context) (iapmeshv1.MeshServiceClient, string, error) {
 	known := s.id.controlNodes()
 	if v := s.source.Load(); v != nil {
+		if c := s.introduced.carrier(v); c != nil {
+			client, err := c.link.client(c.node)
+			return client, c.node.NodeID, err
+		}
 		known = nil
 		for _, n := range control.Nodes(v, "") {
 			known = append(known, controlNode{NodeID: n.NodeId, Region: n.Region, Address: n.Address})

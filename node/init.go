@@ -106,19 +106,17 @@ func newFounding(c *InitConfig, id *identity, advertised keyring.Addresses) (*fo
 	if err != nil {
 		return nil, err
 	}
-	nodeKey := id.nodeKey()
 	sealing, err := seal.ParseSealingKey(id.keys.Sealing)
 	if err != nil {
 		return nil, err
 	}
-	node := &keyring.Node{
-		ID: keyring.NodeID(nodeKey.Public().(ed25519.PublicKey)), Name: c.Name, Region: c.Region, Roles: c.roles(), Addresses: advertised,
-		PublicKey: nodeKey.Public().(ed25519.PublicKey), SealingPublicKey: sealing.PublicKey(),
-		SessionPublicKey: id.sessionKey().Public().(ed25519.PublicKey), ProvisioningKey: key.ID, BoundKey: key.ID,
-		State: keyring.NodeActive, JoinID: hex.EncodeToString(id.public.JoinID), EnrolledAt: now, StateSince: now, CertExpiresAt: now.Add(keyring.NodeCertLife),
+	node, err := newControlNode(&c.Config, id, advertised, now)
+	if err != nil {
+		return nil, err
 	}
+	node.ProvisioningKey, node.BoundKey = key.ID, key.ID
 	f := &founding{secret: secret}
-	if f.certificate, err = f.issueNode(authority, caKey, nodeKey, node, c.TrustDomain, now); err != nil {
+	if f.certificate, err = issueNodeCertificate(authority, caKey, id.nodeKey(), node, c.TrustDomain, now); err != nil {
 		return nil, err
 	}
 	admin, err := f.issueAdmin(c, authority, caKey, now)
@@ -133,7 +131,21 @@ func newFounding(c *InitConfig, id *identity, advertised keyring.Addresses) (*fo
 	return f, nil
 }
 
-func (f *founding) issueNode(a keyring.Authority, caKey, nodeKey ed25519.PrivateKey, n *keyring.Node, trustDomain string, now time.Time) (*x509.Certificate, error) {
+// newControlNode is the record of a mesh's first node, but for the key that it counts under.
+func newControlNode(c *Config, id *identity, advertised keyring.Addresses, now time.Time) (*keyring.Node, error) {
+	sealing, err := seal.ParseSealingKey(id.keys.Sealing)
+	if err != nil {
+		return nil, err
+	}
+	public := id.nodeKey().Public().(ed25519.PublicKey)
+	return &keyring.Node{
+		ID: keyring.NodeID(public), Name: c.Name, Region: c.Region, Roles: c.roles(), Addresses: advertised, PublicKey: public, SealingPublicKey: sealing.PublicKey(),
+		SessionPublicKey: id.sessionKey().Public().(ed25519.PublicKey), State: keyring.NodeActive, JoinID: hex.EncodeToString(id.public.JoinID),
+		EnrolledAt: now, StateSince: now, CertExpiresAt: now.Add(keyring.NodeCertLife),
+	}, nil
+}
+
+func issueNodeCertificate(a keyring.Authority, caKey, nodeKey ed25519.PrivateKey, n *keyring.Node, trustDomain string, now time.Time) (*x509.Certificate, error) {
 	der, err := keyring.NewCSR(nodeKey)
 	if err != nil {
 		return nil, err
@@ -185,16 +197,21 @@ func commitFounding(ctx context.Context, c *InitConfig, id *identity, f control.
 	if err != nil {
 		return err
 	}
+	return leadOnce(ctx, engine, 30*time.Second, func(ctx context.Context) error { return control.Found(ctx, engine, f) })
+}
+
+// leadOnce runs an engine of one member for as long as f takes.
+func leadOnce(ctx context.Context, engine *raftstore.Store, patience time.Duration, f func(context.Context) error) error {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)
 	go func() { ended <- engine.Run(running) }()
-	lead, cancel := context.WithTimeout(ctx, 30*time.Second)
+	lead, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err = fault.New(fault.Unavailable, "found a mesh: the engine did not come to lead itself within 30 s")
+	err := error(fault.New(fault.Unavailable, "the engine did not come to lead itself within %v", patience))
 	_ = engine.Lead(lead, func(ctx context.Context, _ store.Term) error { // it ends with lead, whose end says nothing more
 		defer cancel()
-		err = control.Found(ctx, engine, f)
+		err = f(ctx)
 		return err
 	})
 	stop()

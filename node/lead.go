@@ -25,7 +25,7 @@ func (a *assembly) lead(context.Context) error {
 		return nil
 	}
 	a.control = control.New(control.Config{
-		NodeID: a.id.public.NodeID, Store: a.store, Source: a.source, Secrets: a.member, Voters: members{a.store}, Leader: a.store.Leader,
+		NodeID: a.id.public.NodeID, Store: a.store, Source: a.source, Secrets: a.member, Voters: members{a.store}, Epochs: a.store, Leader: a.store.Leader,
 		Trail: a.trail, Logger: a.logger, Registerer: a.registry, Now: a.env.Now, PromoteAfter: time.Duration(a.config.Control.PromoteAfter),
 	})
 	a.base = append(a.base, part{"leader", a.control.Run})

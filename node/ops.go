@@ -104,6 +104,12 @@ func newNodeMetrics(a *assembly) []prometheus.Collector {
 			}
 			return 0
 		}),
+		gauge("iapmesh_restoration_unconfirmed", "1 while the mesh was restored and no operator has confirmed it: nobody signs in or joins.", func() float64 {
+			if v := a.source.Load(); v != nil && v.Keyring.Unconfirmed() != nil {
+				return 1
+			}
+			return 0
+		}),
 		gauge("iapmesh_provisioning_key_expiry_timestamp_seconds", "When the next provisioning key that can still be used expires; 0 if there is none.", a.nextKeyExpiry),
 	}
 }

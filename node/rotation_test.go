@@ -23,7 +23,7 @@ func TestAKeyRotatesByItself(t *testing.T) {
 	rotator := mesh.In("us-east")
 	file := filepath.Join(t.TempDir(), "edge.key")
 	rotator.Rotates("edge", file)
-	first := mesh.IssueScheduled("edge", mesh.GenerateKey().PublicKey(), 8*time.Second, rotator) // a quarter of which is left when it is rotated
+	first := mesh.IssueScheduled("edge", mesh.NewSecret().PublicKey(), 8*time.Second, rotator) // a quarter of which is left when it is rotated
 	var inFile keyring.ProvisioningSecret
 	mesh.Eventually("two rotations", func() bool {
 		data, err := os.ReadFile(file)
@@ -35,7 +35,7 @@ func TestAKeyRotatesByItself(t *testing.T) {
 		}
 		return len(mesh.Keys("edge")) >= 3
 	})
-	mesh.AddNodeByKey(file, "edge", "proxy")
+	mesh.AddNodeWithKey(file, "edge", "proxy")
 	ana := mesh.In("edge").SignIn("ana@example.com")
 	mesh.In("eu-west").Serves(ana, http.StatusOK)
 	for _, k := range mesh.Keys("edge") {
@@ -66,7 +66,7 @@ func TestOnlyTheRotatorMakesSuccessors(t *testing.T) {
 	t.Parallel()
 	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
 	rotator := mesh.In("us-east")
-	first := mesh.IssueScheduled("edge", mesh.GenerateKey().PublicKey(), 4*time.Second, rotator) // due as soon as it is there, but for a moment
+	first := mesh.IssueScheduled("edge", mesh.NewSecret().PublicKey(), 4*time.Second, rotator) // due as soon as it is there, but for a moment
 	ctx, cancel := context.WithTimeout(t.Context(), nodetest.Patience)
 	defer cancel()
 	for _, region := range []*nodetest.Region{mesh.In("eu-west"), mesh.In("ap-south"), rotator} {
@@ -74,7 +74,7 @@ func TestOnlyTheRotatorMakesSuccessors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		next := mesh.GenerateKey()
+		next := mesh.NewSecret()
 		if region != rotator {
 			if err := leader.ProposeSuccessor(ctx, first.Id, next.PublicKey()); !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), "not its rotator") {
 				t.Errorf("%s proposes: %v, want denied", region.Name, err)

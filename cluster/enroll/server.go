@@ -50,6 +50,8 @@ type Server struct {
 	holders     limiter // apart from keys: a flood of joins that name a key must not keep its holder from revoking it
 	attempts    *prometheus.CounterVec
 	revocations *prometheus.CounterVec
+
+	restorations *Restorations // nil: none are served
 }
 
 // NewServer makes a server; locate says where control nodes are; registerer may be nil.
@@ -77,6 +79,9 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		grpc.UnaryInterceptor(fault.UnaryServer),
 	)
 	iapmeshv1.RegisterEnrollServiceServer(g, s)
+	if s.restorations != nil {
+		iapmeshv1.RegisterRestorationServiceServer(g, restorationServer{Server: s})
+	}
 	stop := context.AfterFunc(ctx, g.Stop)
 	defer stop()
 	if err := g.Serve(l); err != nil && ctx.Err() == nil {

@@ -51,6 +51,17 @@ func (n *nodeFlags) register(cmd *cobra.Command) {
 	n.override["tls-cert"], n.override["tls-key"] = certificate, certificate
 }
 
+// given are the flags of a node that were given.
+func (n *nodeFlags) given() []string {
+	var out []string
+	n.flags.Visit(func(f *pflag.Flag) {
+		if n.override[f.Name] != nil || f.Name == "config" {
+			out = append(out, f.Name)
+		}
+	})
+	return out
+}
+
 // registerJoin adds the flags of a node that joins.
 func (n *nodeFlags) registerJoin() {
 	n.flags.StringSliceVar(&n.over.Join.Addresses, "join", nil, "`HOST:PORT` of a control node to join at; may be repeated")

@@ -62,6 +62,8 @@ func newRootCommand(c *cli) *cobra.Command {
 		newPolicyCommand(c),
 		newAuditCommand(c),
 		newAdminCommand(c),
+		newSnapshotCommand(c),
+		newRecoverCommand(c),
 		newVersionCommand(c),
 	)
 	root.Long = `iapmesh is an identity-aware proxy mesh: nodes in every region verify who calls, decide by one policy, and record it.

@@ -68,27 +68,13 @@ func Open(ctx context.Context, dir string, urls []string) (*Sealer, error) {
 // names and that is missing is made. Any one of the keepers opens the directory later. Conflict: the directory is sealed already.
 // Unavailable: a keeper does not answer now.
 func (d Directory) Create(ctx context.Context) (*Sealer, error) {
-	if len(d.URLs) == 0 || len(d.URLs) > MaxURLs {
-		return nil, fault.New(fault.Invalid, "seal: %d URLs, want 1 to %d", len(d.URLs), MaxURLs)
-	}
 	path := filepath.Join(d.Path, FileName)
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		return nil, alreadySealed(path, err)
 	}
-	key := make([]byte, keySize)
-	rand.Read(key)
-	f := file{Version: 1}
-	for _, raw := range d.URLs {
-		if strings.HasPrefix(raw, keyFileScheme+"://") {
-			if err := ensureKeyFile(d.Path, raw); err != nil {
-				return nil, err
-			}
-		}
-		wrapped, err := d.wrap(ctx, raw, key)
-		if err != nil {
-			return nil, err
-		}
-		f.Wraps = append(f.Wraps, fileWrap{URL: shown(raw), Wrapped: wrapped})
+	f, key, err := d.newKey(ctx)
+	if err != nil {
+		return nil, err
 	}
 	content, err := f.encode()
 	if err != nil {
@@ -98,6 +84,29 @@ func (d Directory) Create(ctx context.Context) (*Sealer, error) {
 		return nil, alreadySealed(path, err)
 	}
 	return newSealer(key, f.Wraps[0].URL)
+}
+
+// newKey makes a data key, and wraps it by each of the keepers.
+func (d Directory) newKey(ctx context.Context) (f file, key []byte, err error) {
+	if len(d.URLs) == 0 || len(d.URLs) > MaxURLs {
+		return f, nil, fault.New(fault.Invalid, "seal: %d URLs, want 1 to %d", len(d.URLs), MaxURLs)
+	}
+	key = make([]byte, keySize)
+	rand.Read(key)
+	f.Version = 1
+	for _, raw := range d.URLs {
+		if strings.HasPrefix(raw, keyFileScheme+"://") {
+			if err := ensureKeyFile(d.Path, raw); err != nil {
+				return f, nil, err
+			}
+		}
+		wrapped, err := d.wrap(ctx, raw, key)
+		if err != nil {
+			return f, nil, err
+		}
+		f.Wraps = append(f.Wraps, fileWrap{URL: shown(raw), Wrapped: wrapped})
+	}
+	return f, key, nil
 }
 
 func alreadySealed(path string, err error) error {

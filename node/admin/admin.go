@@ -37,6 +37,7 @@ func (s Services) Register(g *grpc.Server) {
 	iapmeshv1.RegisterNodeServiceServer(g, &nodes{Services: s})
 	iapmeshv1.RegisterCustodyServiceServer(g, &custody{Services: s})
 	iapmeshv1.RegisterLineageServiceServer(g, &lineage{Services: s})
+	iapmeshv1.RegisterSnapshotServiceServer(g, &snapshots{Services: s})
 }
 
 // leader returns who calls and the controller, or why this node cannot answer.

@@ -124,6 +124,9 @@ func (c *Controller) enrol(ctx context.Context, j *joiner) (*iapmeshv1.JoinRespo
 	var node keyring.Node
 	resumed := false
 	at, err := c.update(ctx, "join", func(t *tx) error {
+		if err := t.View.Keyring.Closed(); err != nil {
+			return err
+		}
 		key, err := t.key(j.body.KeyId)
 		if err != nil {
 			return err

@@ -31,6 +31,11 @@ type voters interface {
 	RemoveServer(ctx context.Context, id string) error
 }
 
+// epochs is what a restoration needs of an engine.
+type epochs interface {
+	AdvanceEpoch(ctx context.Context, epoch uint64) (store.Revision, error)
+}
+
 // Voter is a member of the engine's consensus.
 type Voter struct {
 	ID, Address string
@@ -49,6 +54,7 @@ type Config struct {
 	Source     *state.Source
 	Secrets    seal.Member                 // opens, as this node, the audiences that it is a member of
 	Voters     voters                      // nil: the engine has none
+	Epochs     epochs                      // nil: the engine begins no later epoch, and no snapshot is restored into it
 	Leader     func() (id, address string) // who leads, as far as the engine knows; nil: unknown
 	Trail      trail
 	Logger     *slog.Logger
@@ -71,6 +77,7 @@ type Controller struct {
 	since    time.Time            // when the term was won; guarded by mu
 	caughtUp store.Term           // the term in which reads and view are known to hold all that was committed; guarded by mu
 	clock    time.Time            // the latest time written; guarded by mu
+	restores sync.Mutex           // held by the one restoration that is written
 	signOuts signOuts             // how often each node may end sessions
 	steady   map[string]time.Time // control candidate → since when it reports; leader's loop only
 	stopped  map[string]time.Time // session key that verifies only → since when its holder knows; leader's loop only

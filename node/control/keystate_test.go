@@ -183,7 +183,7 @@ func TestAKeyIsNobodyElse(t *testing.T) {
 	w := start(t)
 	node := w.joined(w.boot, "web-1", "eu-west")
 	for what, pub := range map[string]ed25519.PublicKey{
-		"is there already": w.boot.PublicKey(), "a node's": public(node.node), "a session key": public(node.session), "an administrator's": w.admin.PublicKey,
+		"is there already": w.boot.PublicKey(), "a node's": public(node.node), "a session key": public(node.session), "an administrator's": public(w.admin),
 	} {
 		_, _, err := w.IssueKey(t.Context(), "admin/ana", &iapmeshv1.IssueKeyRequest{PublicKey: pub, Name: "x", Grants: []iapmeshv1.Role{2}})
 		wantKind(t, what, err, fault.Conflict, what)

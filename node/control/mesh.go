@@ -118,7 +118,7 @@ func (m *MeshServer) RelayJoin(ctx context.Context, req *iapmeshv1.RelayJoinRequ
 		return nil, fault.New(fault.Denied, "node %s is no control node: it relays no joins", node)
 	}
 	resp, err := m.Controller.Admit(ctx, req)
-	if errors.Is(err, keyring.ErrNotYetActive) {
+	if errors.Is(err, keyring.ErrNotYetActive) || errors.Is(err, keyring.ErrAwaitsOperator) || errors.Is(err, keyring.ErrRestoring) {
 		_ = grpc.SetTrailer(ctx, metadata.Pairs(DecidedTrailer, "1")) // the joiner is to come again, not the node that relays it
 	}
 	return resp, err

@@ -122,7 +122,7 @@ type world struct {
 	clock   *clock
 	trail   *trail
 	founder *joiner
-	admin   keyring.Admin
+	admin   ed25519.PrivateKey         // ana's
 	boot    keyring.ProvisioningSecret // control and proxy, 16 uses
 	pin     [32]byte
 }
@@ -144,9 +144,9 @@ func newWorld(t testing.TB) *world {
 		SessionPublicKey: public(w.founder.session), ProvisioningKey: key.ID, BoundKey: key.ID, State: keyring.NodeActive, JoinID: "00",
 		EnrolledAt: w.clock.now(), StateSince: w.clock.now(), CertExpiresAt: w.clock.now().Add(keyring.NodeCertLife),
 	}
-	admin, err := keyring.NewAdmin("ana", public(newKey(t)), w.clock.now())
+	w.admin = newKey(t)
+	admin, err := keyring.NewAdmin("ana", public(w.admin), w.clock.now())
 	must(t, err)
-	w.admin = admin
 
 	dir := t.TempDir()
 	sealer, err := seal.Create(t.Context(), dir, []string{seal.KeyFileURL(filepath.Join(dir, "seal.key"))})
@@ -178,12 +178,16 @@ func newWorld(t testing.TB) *world {
 
 	w.source = state.NewSource(engine, slog.New(slog.DiscardHandler))
 	w.run(w.source.Run)
-	w.Controller = control.New(control.Config{
-		NodeID: founder.ID, Store: w.engine, Source: w.source, Secrets: seal.Member{Node: founder.ID, Key: w.founder.sealing},
-		Leader: func() (string, string) { return "n-other", "127.0.0.1:2" }, Trail: w.trail, Logger: slog.New(slog.DiscardHandler),
+	w.Controller = w.controller()
+	return w
+}
+
+func (w *world) controller() *control.Controller {
+	return control.New(control.Config{
+		NodeID: w.founder.id(), Store: w.engine, Source: w.source, Secrets: seal.Member{Node: w.founder.id(), Key: w.founder.sealing},
+		Epochs: w.engine, Leader: func() (string, string) { return "n-other", "127.0.0.1:2" }, Trail: w.trail, Logger: slog.New(slog.DiscardHandler),
 		Now: w.clock.now, Tick: 20 * time.Millisecond,
 	})
-	return w
 }
 
 // start lets the controller lead.

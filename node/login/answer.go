@@ -60,6 +60,8 @@ func (v *visit) fail(f failure) {
 // failOn answers for an error that no step expected.
 func (v *visit) failOn(err error) {
 	switch {
+	case errors.Is(err, session.ErrClosed):
+		v.closed(err)
 	case errors.Is(err, session.ErrBlocked):
 		v.fail(failure{kind: fault.Denied, code: "blocked", title: "You are blocked", text: "An administrator has blocked your sign-in. Signing in again will not help.", err: err})
 	case fault.Is(err, fault.Unavailable):
@@ -72,6 +74,14 @@ func (v *visit) failOn(err error) {
 	default:
 		v.fail(failure{kind: fault.KindOf(err), title: "This sign-in was refused", text: "Go back to the application and open it again.", err: err, links: v.portalLink()})
 	}
+}
+
+// closed answers while the mesh was restored and no operator has confirmed it yet.
+func (v *visit) closed(err error) {
+	v.fail(failure{
+		kind: fault.Unavailable, code: "restored", title: "Sign-in is closed", err: err, quiet: true, retry: 30 * time.Second,
+		text: "This mesh was restored from a backup and awaits an operator. Nobody can sign in until he has confirmed it. Try again later.",
+	})
 }
 
 // startAgain answers a step that belongs to no sign-in of this browser, or no longer.

@@ -17,6 +17,10 @@ import (
 
 // begin sends the browser to the sign-in host, which will send it back to t.
 func (v *visit) begin(t target) {
+	if err := v.view.Keyring.Closed(); err != nil {
+		v.closed(err)
+		return
+	}
 	if _, _, err := t.route(v.view); err != nil {
 		v.fail(failure{kind: fault.KindOf(err), title: "Nobody signs in here", text: "This address belongs to no application that users sign in to.", err: err, quiet: true})
 		return
@@ -60,6 +64,10 @@ func (v *visit) signInHere() {
 
 // signIn is /.iapmesh/sign_in on the sign-in host.
 func (v *visit) signIn() {
+	if err := v.view.Keyring.Closed(); err != nil {
+		v.closed(err)
+		return
+	}
 	query := v.r.URL.Query()
 	if query.Has("rd") && !query.Has("request") {
 		v.signInHere()

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node"
 )
 
@@ -71,8 +72,7 @@ func Start(t testing.TB, regions ...string) *Mesh {
 	founded, err := node.Init(t.Context(), node.InitConfig{Config: first.config, TrustDomain: "mesh.test", Admin: "root", Logger: m.logger()})
 	m.must("found", err)
 	m.founded = founded
-	m.keyFile = filepath.Join(m.dir, "bootstrap.key")
-	m.must("write the bootstrap key", os.WriteFile(m.keyFile, []byte(founded.Bootstrap.String()), 0o600))
+	m.useKey("bootstrap", founded.Bootstrap)
 	for _, name := range regions[1:] {
 		m.regions[name].joinBy(first)
 	}
@@ -85,6 +85,13 @@ func Start(t testing.TB, regions ...string) *Mesh {
 	m.configure()
 	m.AwaitVoters()
 	return m
+}
+
+// useKey lets nodes that join from here on join by a key.
+func (m *Mesh) useKey(name string, secret keyring.ProvisioningSecret) {
+	m.t.Helper()
+	m.keyFile = filepath.Join(m.dir, name+".key")
+	m.must("write the key", os.WriteFile(m.keyFile, []byte(secret.String()), 0o600))
 }
 
 // In returns a region.
@@ -121,6 +128,12 @@ func (m *Mesh) AddNodeWithKey(keyFile, name string, roles ...string) *Region {
 }
 
 func (m *Mesh) addNode(known *Region, keyFile, name string, roles []string) *Region {
+	r := m.startNode(known, keyFile, name, roles)
+	r.AwaitReady()
+	return r
+}
+
+func (m *Mesh) startNode(known *Region, keyFile, name string, roles []string) *Region {
 	r := &Region{mesh: m, Name: name, config: m.config(name, len(m.order))}
 	r.config.Roles = roles
 	r.joinBy(known)
@@ -129,7 +142,6 @@ func (m *Mesh) addNode(known *Region, keyFile, name string, roles []string) *Reg
 	m.order = append(m.order, name)
 	m.world.admit(r)
 	r.Start()
-	r.AwaitReady()
 	return r
 }
 

@@ -23,8 +23,13 @@ type Key struct {
 // IssueKey issues a key for any number of proxies, by default.
 func (m *Mesh) IssueKey(name string, adjust func(*iapmeshv1.IssueKeyRequest)) Key {
 	m.t.Helper()
-	secret, err := keyring.GenerateKey(m.founded.Bootstrap.Pin(), nil)
-	m.must("make a key", err)
+	secret := m.NewSecret()
+	m.issue(name, secret, adjust)
+	return m.keep(secret)
+}
+
+func (m *Mesh) issue(name string, secret keyring.ProvisioningSecret, adjust func(*iapmeshv1.IssueKeyRequest)) {
+	m.t.Helper()
 	req := &iapmeshv1.IssueKeyRequest{PublicKey: secret.PublicKey(), Name: name, Grants: []iapmeshv1.Role{iapmeshv1.Role_ROLE_PROXY}, MaxUses: proto.Uint32(0)}
 	if adjust != nil {
 		adjust(req)
@@ -33,14 +38,12 @@ func (m *Mesh) IssueKey(name string, adjust func(*iapmeshv1.IssueKeyRequest)) Ke
 		_, err := iapmeshv1.NewKeyServiceClient(conn).IssueKey(ctx, req, o...)
 		return err
 	})
-	return m.keep(secret)
 }
 
 // RotateKey gives a key a successor, and returns it.
 func (m *Mesh) RotateKey(id string) Key {
 	m.t.Helper()
-	secret, err := keyring.GenerateKey(m.founded.Bootstrap.Pin(), nil)
-	m.must("make a key", err)
+	secret := m.NewSecret()
 	m.call("rotate key "+id, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
 		_, err := iapmeshv1.NewKeyServiceClient(conn).RotateKey(ctx, &iapmeshv1.RotateKeyRequest{Key: id, SuccessorPublicKey: secret.PublicKey()}, o...)
 		return err

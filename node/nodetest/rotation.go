@@ -10,7 +10,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node"
 	"github.com/iapmesh/iapmesh/node/sink"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
@@ -40,7 +39,7 @@ func (m *Mesh) IssueScheduled(name string, public []byte, ttl time.Duration, rot
 	return key
 }
 
-// Keys lists the provisioning keys of a name, newest first.
+// Keys lists the provisioning keys of a name, or all if it is empty, newest first.
 func (m *Mesh) Keys(name string) []*iapmeshv1.ProvisioningKey {
 	m.t.Helper()
 	var keys []*iapmeshv1.ProvisioningKey
@@ -49,35 +48,12 @@ func (m *Mesh) Keys(name string) []*iapmeshv1.ProvisioningKey {
 		keys = resp.GetKeys()
 		return err
 	})
-	return slices.DeleteFunc(keys, func(k *iapmeshv1.ProvisioningKey) bool { return k.Name != name })
+	return slices.DeleteFunc(keys, func(k *iapmeshv1.ProvisioningKey) bool { return name != "" && k.Name != name })
 }
 
-// GenerateKey makes a key that pins the mesh's root.
-func (m *Mesh) GenerateKey() keyring.ProvisioningSecret {
-	m.t.Helper()
-	secret, err := keyring.GenerateKey(m.founded.Bootstrap.Pin(), nil)
-	m.must("generate a key", err)
-	return secret
-}
-
-// AddNodeByKey is AddNode with the key in a file.
-func (m *Mesh) AddNodeByKey(keyFile, name string, roles ...string) *Region {
-	r := m.StartNodeByKey(keyFile, name, roles...)
-	r.AwaitReady()
-	return r
-}
-
-// StartNodeByKey is AddNodeByKey that does not wait until the node has joined.
+// StartNodeByKey is AddNodeWithKey that does not wait until the node has joined.
 func (m *Mesh) StartNodeByKey(keyFile, name string, roles ...string) *Region {
-	r := &Region{mesh: m, Name: name, config: m.config(name, len(m.order))}
-	r.config.Roles = roles
-	r.joinBy(m.regions[m.order[0]])
-	r.config.Join.Key.File = keyFile
-	m.regions[name] = r
-	m.order = append(m.order, name)
-	m.world.admit(r)
-	r.Start()
-	return r
+	return m.startNode(m.regions[m.order[0]], keyFile, name, roles)
 }
 
 // Metrics are what the node tells of itself.

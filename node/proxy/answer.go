@@ -34,6 +34,7 @@ var (
 	denied         = answer{status: http.StatusForbidden, code: "denied", title: "You may not open this", text: "Ask whoever runs this application for access, and give them the id below."}
 	otherProvider  = answer{status: http.StatusForbidden, code: "other_provider", title: "Sign in otherwise", text: "You are signed in, but by an identity provider that this application does not take."}
 	stale          = answer{status: http.StatusServiceUnavailable, code: "stale", title: "Not certain enough", text: "This node has not heard from its mesh for longer than this application allows.", retry: true}
+	restored       = answer{status: http.StatusServiceUnavailable, code: "restored", title: "Closed until an operator has looked", text: "This mesh was restored from a backup and awaits an operator. Nobody can sign in until then.", retry: true}
 	notReady       = answer{status: http.StatusServiceUnavailable, code: "not_ready", title: "Not ready yet", text: "This node is still starting.", retry: true}
 	keyUnknown     = answer{status: http.StatusServiceUnavailable, code: "unknown_key", title: "Try again", text: "This node does not know yet the key of your session.", retry: true}
 	notRecorded    = answer{status: http.StatusServiceUnavailable, code: "not_recorded", title: "Not recorded, so not served", text: "The decision could not be written down.", retry: true}

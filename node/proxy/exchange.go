@@ -250,6 +250,10 @@ func (x *exchange) proceed() {
 func (x *exchange) askToSignIn() {
 	x.count("unauthenticated")
 	if x.route.route.API || !navigates(x.in) {
+		if x.view.Keyring.Unconfirmed() != nil {
+			x.refuse(restored) // signing in would not help
+			return
+		}
 		x.refuse(signInNeeded)
 		return
 	}

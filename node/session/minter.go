@@ -2,6 +2,7 @@ package session
 
 import (
 	"crypto/rand"
+	"fmt"
 	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -13,6 +14,9 @@ import (
 
 // ErrBlocked says that the user is blocked: no new sign-in until an operator lifts it.
 var ErrBlocked = fault.New(fault.Denied, "user is blocked")
+
+// ErrClosed says that the mesh was restored and signs nobody in until an operator has confirmed it.
+var ErrClosed = fault.New(fault.Unavailable, "the mesh was restored and awaits an operator: nobody signs in until then")
 
 // Grant is what a session is minted for.
 type Grant struct {
@@ -36,7 +40,7 @@ func NewMinter(keys *Keys, now func() time.Time) *Minter {
 	return &Minter{keys: keys, now: now}
 }
 
-// Mint returns a token and the session in it. Errors: ErrBlocked; ErrRevoked if the sign-in was revoked since; Invalid for an
+// Mint returns a token and the session in it. Errors: ErrClosed; ErrBlocked; ErrRevoked if the sign-in was revoked since; Invalid for an
 // identity that is none or does not fit; Unavailable while this node cannot mint.
 func (m *Minter) Mint(view *state.View, g Grant) (string, *Session, error) {
 	if err := g.Identity.Validate(); err != nil {
@@ -49,6 +53,12 @@ func (m *Minter) Mint(view *state.View, g Grant) (string, *Session, error) {
 	}
 	if g.Minted.IsZero() {
 		g.Minted = view.Revision
+	}
+	if err := view.Keyring.Closed(); err != nil {
+		return "", nil, fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	if view.Keyring.Fenced(g.Minted) {
+		return "", nil, revoked("signed in at revision %s, before the mesh was restored", g.Minted)
 	}
 	if view.Keyring.Blocked(g.Identity.Subject) != nil {
 		return "", nil, ErrBlocked

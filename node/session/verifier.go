@@ -176,10 +176,13 @@ func (e *entry) judge(view *state.View, before *verdict) *verdict {
 	return &verdict{view: view, session: s, node: node}
 }
 
-// unrevoked checks issuer and revocations.
+// unrevoked checks issuer, revocations, and that the mesh was not restored since.
 func unrevoked(view *state.View, s *Session) error {
 	if s.issuer != "" && (view.Config.Settings == nil || view.Config.Settings.Issuer != s.issuer) {
 		return invalid("issuer %.100q", s.issuer)
+	}
+	if view.Keyring.Fenced(s.Minted) {
+		return revoked("minted at revision %s, before the mesh was restored", s.Minted)
 	}
 	if r := view.Keyring.Revoked(s.ID, s.Identity.Subject, s.Minted); r != nil {
 		return revoked("%s, at revision %s", r.Kind, r.Revision)

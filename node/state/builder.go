@@ -282,6 +282,9 @@ func (b *builder) meta(e store.Entry) error {
 		b.contents.GossipRing = GossipRingOf(&p, e.Revision)
 		return nil
 	}
+	if e.Key == PathRestoration {
+		return b.restoration(e)
+	}
 	if e.Key != PathMesh || e.Deleted {
 		return nil
 	}

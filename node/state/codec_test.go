@@ -31,6 +31,9 @@ var words = map[reflect.Type]string{
 	reflect.TypeFor[keyring.SigningKind]():    string(keyring.SigningAssertion),
 	reflect.TypeFor[keyring.SigningState]():   string(keyring.SigningVerifyOnly),
 	reflect.TypeFor[keyring.RevocationKind](): string(keyring.RevokeSubject),
+
+	reflect.TypeFor[keyring.RestorationKind]():  string(keyring.RestoreSurvivor),
+	reflect.TypeFor[keyring.RestorationPhase](): string(keyring.RestorationAwaiting),
 }
 
 func (f *filler) fill(t *testing.T, v reflect.Value) {
@@ -67,7 +70,7 @@ func (f *filler) fill(t *testing.T, v reflect.Value) {
 		v.SetString("text-" + strconv.Itoa(f.n))
 	case reflect.Bool:
 		v.SetBool(true)
-	case reflect.Uint32:
+	case reflect.Uint32, reflect.Uint64:
 		v.SetUint(uint64(f.n))
 	case reflect.Int64: // a time.Duration
 		v.SetInt(int64(f.n))

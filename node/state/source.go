@@ -10,6 +10,7 @@ import (
 
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/revision"
+	"github.com/iapmesh/iapmesh/keyring"
 )
 
 // watcher is what a Source needs of the store.
@@ -27,9 +28,12 @@ type Source struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each view; guarded by mu
 	problem atomic.Pointer[string]
+
+	publishing sync.Mutex           // held while a view is published
+	announced  *keyring.Restoration // of a later epoch than the views that are followed; guarded by publishing
 }
 
-// NewSource makes a Source. onView are called in order, by Run, with each view just after Load returns it.
+// NewSource makes a Source. onView are called in order, one at a time, with each view just after Load returns it.
 func NewSource(s watcher, logger *slog.Logger, onView ...func(*View)) *Source {
 	return &Source{store: s, logger: logger, onView: onView, changed: make(chan struct{})}
 }
@@ -123,7 +127,33 @@ func (s *Source) report(err error, c store.Change) {
 	}
 }
 
+// Announce takes a restoration that was proved to this node before it could follow it: until a view of its epoch comes, every view is
+// shut by it, the present one at once.
+func (s *Source) Announce(r *keyring.Restoration) {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	if s.announced != nil && s.announced.Statement.NewEpoch >= r.Statement.NewEpoch {
+		return
+	}
+	s.announced = r
+	if v := s.Load(); v != nil && v.Revision.Epoch < r.Statement.NewEpoch {
+		s.show(v)
+	}
+}
+
 func (s *Source) publish(v *View) {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	s.show(v)
+}
+
+// show publishes a view; publishing is held.
+func (s *Source) show(v *View) {
+	if r := s.announced; r != nil && v.Revision.Epoch < r.Statement.NewEpoch {
+		contents := v.Keyring.Contents
+		contents.Restoration = r
+		v = &View{Revision: v.Revision, Keyring: keyring.NewSnapshot(v.Revision, contents), Config: v.Config}
+	}
 	s.view.Store(v)
 	for _, f := range s.onView {
 		f(v)

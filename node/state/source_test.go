@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/revision"
@@ -323,6 +325,9 @@ func FuzzBuilder(f *testing.F) {
 	f.Add("manifest", []byte{0xff}, "blob/00", []byte{}, false)
 	a := state.PutAuthority(authority(f))
 	f.Add(a.Key, a.Value, "meta/mesh", []byte{}, false)
+	restoration := state.PutRestoration(&keyring.Restoration{Phase: keyring.RestorationAwaiting, List: keyring.RestoreList{Nodes: []keyring.HeldNode{{ID: "n-1"}}}})
+	f.Add(restoration.Key, restoration.Value, restoration.Key, []byte{0xff}, false)
+	f.Add(restoration.Key, []byte{0xff}, restoration.Key, []byte{}, false)
 	f.Add("revocation/session", []byte{}, "manifest/", []byte("x"), false)
 	ring := state.PutGossipRing(keyring.NewRing(time.Unix(1_700_000_000, 0)))
 	f.Add(ring.Key, ring.Value, ring.Key, []byte{0xff}, false)
@@ -336,6 +341,9 @@ func FuzzBuilder(f *testing.F) {
 		if v.Config == nil || v.Keyring == nil {
 			t.Fatal("a view without a part")
 		}
+		if key1 == state.PathRestoration && v.Keyring.Closed() == nil && !confirmed(value1) {
+			t.Fatal("a restoration that nobody has confirmed opens the mesh")
+		}
 		for id, n := range v.Keyring.Nodes {
 			if n.ID != id {
 				t.Fatalf("node %q lies under %q", n.ID, id)
@@ -345,4 +353,9 @@ func FuzzBuilder(f *testing.F) {
 			t.Fatalf("%q refuses nobody", key1)
 		}
 	})
+}
+
+func confirmed(value []byte) bool {
+	var p iapmeshv1.Restoration
+	return proto.Unmarshal(value, &p) == nil && p.Phase == iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED
 }

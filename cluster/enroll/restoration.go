@@ -1,0 +1,103 @@
+package enroll
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+
+	meshpeer "github.com/iapmesh/iapmesh/cluster/peer"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// Restorations is what a control node answers to nodes that a restoration holds back: under the joins' protocol, since they may speak
+// no other.
+type Restorations struct {
+	Introduce func() (*iapmeshv1.IntroduceResponse, error)
+	// Remember verifies the signature itself; ekm is the connection's.
+	Remember func(ctx context.Context, req *iapmeshv1.RememberRequest, ekm [32]byte) (*iapmeshv1.RememberResponse, error)
+}
+
+// ServeRestorations lets Run serve them, too.
+func (s *Server) ServeRestorations(r Restorations) { s.restorations = &r }
+
+type restorationServer struct {
+	iapmeshv1.UnimplementedRestorationServiceServer
+	*Server
+}
+
+// enter bounds the rate of a source, and returns what its connection exports.
+func (s *Server) enter(ctx context.Context) ([32]byte, error) {
+	source, ekm, err := connection(ctx)
+	if err != nil {
+		return ekm, err
+	}
+	if !s.sources.allow(sourceName(source)) {
+		return ekm, fault.New(fault.Unavailable, "too many attempts: wait a few seconds")
+	}
+	return ekm, nil
+}
+
+// Introduce implements RestorationService.
+func (s restorationServer) Introduce(ctx context.Context, _ *iapmeshv1.IntroduceRequest) (*iapmeshv1.IntroduceResponse, error) {
+	if _, err := s.enter(ctx); err != nil {
+		return nil, err
+	}
+	return s.restorations.Introduce()
+}
+
+// Remember implements RestorationService.
+func (s restorationServer) Remember(ctx context.Context, req *iapmeshv1.RememberRequest) (*iapmeshv1.RememberResponse, error) {
+	ekm, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return nil, fault.New(fault.Unavailable, "remember: too many attempts in flight: try again")
+	}
+	return s.restorations.Remember(ctx, req, ekm)
+}
+
+// Restored is a control node that says that its mesh was restored, and has proved, under the pinned root, to be the node that it says.
+type Restored struct {
+	Node   string // of its certificate
+	Answer *iapmeshv1.IntroduceResponse
+	Client iapmeshv1.RestorationServiceClient
+	EKM    [32]byte
+}
+
+// AskRestored asks the control node at an address for the restoration of its mesh, and hands it to f while the connection stands.
+func AskRestored(ctx context.Context, pinned meshpeer.Pinned, addr string, f func(context.Context, Restored) error) error {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	conn, err := pinned.Dial(ctx, addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	cs := conn.ConnectionState()
+	id, err := keyring.ParseID(cs.PeerCertificates[0])
+	if err != nil {
+		return err
+	}
+	r := Restored{Node: id.Node}
+	if r.EKM, err = exportKeyingMaterial(cs); err != nil {
+		return err
+	}
+	client, err := grpc.NewClient("passthrough:///"+addr, conn.DialOptions()...)
+	if err != nil {
+		return fault.New(fault.Internal, "ask for a restoration: %w", err)
+	}
+	defer client.Close()
+	r.Client = iapmeshv1.NewRestorationServiceClient(client)
+	if r.Answer, err = r.Client.Introduce(ctx, &iapmeshv1.IntroduceRequest{}); err != nil {
+		return fault.FromStatus(err)
+	}
+	return f(ctx, r)
+}

@@ -1,0 +1,124 @@
+package backup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/keyring"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// memory is what records say is refused, by what it is.
+type memory map[string]keyring.Denial
+
+func (m memory) deny(d keyring.Denial) {
+	if d.Value != "" {
+		m[string(d.Kind)+" "+d.Value] = d
+	}
+}
+
+func (m memory) lift(kind keyring.DenialKind, value string) { delete(m, string(kind)+" "+value) }
+
+// see takes one record, in the order in which they were written.
+func (m memory) see(r audit.Record) {
+	d := r.Detail
+	denial := keyring.Denial{Value: d["value"], Reason: d["reason"], By: r.Actor.Subject, At: r.Time, Source: keyring.FromTrail}
+	as := func(kind keyring.DenialKind, value string) keyring.Denial {
+		out := denial
+		out.Kind, out.Value = kind, value
+		return out
+	}
+	switch d["action"] {
+	case "revoke.session":
+		m.deny(as(keyring.DenySession, d["value"]))
+	case "revoke.user":
+		out := as(keyring.DenySubject, d["value"])
+		out.Block = d["block"] == "yes" || m[string(keyring.DenySubject)+" "+out.Value].Block // it stays until it is lifted
+		m.deny(out)
+	case "revoke.node":
+		m.deny(as(keyring.DenyNode, d["value"]))
+	case "revoke.signing-key":
+		m.deny(as(keyring.DenySigningKey, d["value"]))
+	case "key.revoke":
+		m.deny(as(keyring.DenyKey, d["key"]))
+		m.cascade(as, d)
+	case "admin.revoke":
+		m.deny(as(keyring.DenyAdmin, d["id"]))
+	case "revocation.lift":
+		m.lift(map[string]keyring.DenialKind{string(keyring.RevokeSession): keyring.DenySession, string(keyring.RevokeSubject): keyring.DenySubject}[d["kind"]], d["value"])
+	}
+}
+
+// cascade is what a key's revocation did to the nodes under it.
+func (m memory) cascade(as func(keyring.DenialKind, string) keyring.Denial, d map[string]string) {
+	for _, node := range strings.Fields(d["nodes"]) {
+		out := as(keyring.DenyNode, node)
+		out.Reason = "key " + d["key"] + " revoked"
+		switch keyring.Cascade(d["cascade"]) {
+		case keyring.CascadeKill:
+		case keyring.CascadeQuarantine:
+			out.State = string(keyring.NodeQuarantined)
+		default:
+			continue
+		}
+		if have, known := m[string(keyring.DenyNode)+" "+node]; !known || have.State != "" { // revoked stays revoked
+			m.deny(out)
+		}
+	}
+}
+
+// FromRecords is what records, whatever their order, say is still refused.
+func FromRecords(records []audit.Record) []keyring.Denial {
+	slices.SortStableFunc(records, func(a, b audit.Record) int { return a.Time.Compare(b.Time) })
+	m := memory{}
+	for _, r := range records {
+		m.see(r)
+	}
+	return slices.SortedFunc(maps.Values(m), func(a, b keyring.Denial) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Value, b.Value))
+	})
+}
+
+// trailSkew is how much earlier than the snapshot the trail is read: clocks differ.
+const trailSkew = 5 * time.Minute
+
+// Remembered is what the trails of the aggregators at these addresses remember as refused since a time. An aggregator that does not
+// answer is one that is not asked: its error is in errs.
+func Remembered(ctx context.Context, client *profile.Client, aggregators []string, since time.Time) (out []keyring.Denial, errs error) {
+	var records []audit.Record
+	for _, address := range aggregators {
+		for _, kind := range []audit.Kind{audit.KindRevocation, audit.KindAdmin} {
+			err := client.CallNode(ctx, address, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+				stream, err := iapmeshv1.NewAuditServiceClient(conn).Query(ctx, &iapmeshv1.QueryRequest{Kind: string(kind), From: timestamppb.New(since.Add(-trailSkew))}, o...)
+				if err != nil {
+					return err
+				}
+				for {
+					resp, err := stream.Recv()
+					if errors.Is(err, io.EOF) {
+						return nil
+					}
+					if err != nil {
+						return err
+					}
+					if r, err := audit.Decode(resp.Record); err == nil { // one that is not understood remembers nothing
+						records = append(records, r)
+					}
+				}
+			})
+			errs = errors.Join(errs, err)
+		}
+	}
+	return FromRecords(records), errs
+}

@@ -1,0 +1,73 @@
+package backup_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/backup"
+	"github.com/iapmesh/iapmesh/keyring"
+)
+
+func TestWhatTheTrailRemembers(t *testing.T) {
+	t.Parallel()
+	at := time.Unix(1_700_000_000, 0).UTC()
+	record := func(minutes int, detail map[string]string) audit.Record {
+		return audit.Record{Time: at.Add(time.Duration(minutes) * time.Minute), Actor: audit.Actor{Subject: "admin/ana"}, Detail: detail}
+	}
+	type brief struct {
+		Kind         keyring.DenialKind
+		Value, State string
+		Block        bool
+	}
+	for name, tc := range map[string]struct {
+		records []audit.Record
+		want    []brief
+	}{
+		"nothing":       {nil, nil},
+		"no revocation": {[]audit.Record{record(0, map[string]string{"action": "key.issue", "key": "k"}), record(1, nil)}, nil},
+		"one of each": {[]audit.Record{
+			record(0, map[string]string{"action": "revoke.session", "value": "sid"}), record(1, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}),
+			record(2, map[string]string{"action": "revoke.node", "value": "n-1"}), record(3, map[string]string{"action": "revoke.signing-key", "value": "s-1"}),
+			record(4, map[string]string{"action": "admin.revoke", "id": "u-1", "name": "bob"}), record(5, map[string]string{"action": "key.revoke", "key": "k-1", "cascade": "keep", "nodes": ""}),
+		}, []brief{
+			{keyring.DenyAdmin, "u-1", "", false}, {keyring.DenyKey, "k-1", "", false}, {keyring.DenyNode, "n-1", "", false}, {keyring.DenySession, "sid", "", false},
+			{keyring.DenySigningKey, "s-1", "", false}, {keyring.DenySubject, "dev/eve", "", true},
+		}},
+		"lifted": {[]audit.Record{
+			record(0, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}), record(1, map[string]string{"action": "revocation.lift", "kind": "subject", "value": "dev/eve"}),
+		}, nil},
+		"revoked again, and told out of order": {[]audit.Record{
+			record(2, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "no"}), record(1, map[string]string{"action": "revocation.lift", "kind": "subject", "value": "dev/eve"}),
+			record(0, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}),
+		}, []brief{{keyring.DenySubject, "dev/eve", "", false}}},
+		"a block stays": {[]audit.Record{
+			record(0, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}), record(1, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "no"}),
+		}, []brief{{keyring.DenySubject, "dev/eve", "", true}}},
+		"cascades": {[]audit.Record{
+			record(0, map[string]string{"action": "revoke.node", "value": "n-2"}),
+			record(1, map[string]string{"action": "key.revoke", "key": "k-1", "cascade": "quarantine", "nodes": "n-1 n-2"}),
+			record(2, map[string]string{"action": "key.revoke", "key": "k-2", "cascade": "kill", "nodes": "n-3"}),
+			record(3, map[string]string{"action": "key.revoke", "key": "k-3", "cascade": "keep", "nodes": "n-4"}),
+		}, []brief{
+			{keyring.DenyKey, "k-1", "", false}, {keyring.DenyKey, "k-2", "", false}, {keyring.DenyKey, "k-3", "", false},
+			{keyring.DenyNode, "n-1", "quarantined", false}, {keyring.DenyNode, "n-2", "", false}, {keyring.DenyNode, "n-3", "", false},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var got []brief
+			for _, d := range backup.FromRecords(tc.records) {
+				if d.Source != keyring.FromTrail || d.By != "admin/ana" || d.At.IsZero() {
+					t.Errorf("%s %s: source %s, by %s, at %s", d.Kind, d.Value, d.Source, d.By, d.At)
+				}
+				got = append(got, brief{d.Kind, d.Value, d.State, d.Block})
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}

@@ -1,0 +1,108 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// Remember takes what a node remembers as refused and the restored state lacks: while no operator has confirmed the restoration, and
+// only to refuse more. The node may be one that is quarantined or has departed by it; it proves its node key on this connection. The
+// administrator who signed the restoration is refused on nobody's word: somebody must be left to confirm.
+func (c *Controller) Remember(ctx context.Context, req *iapmeshv1.RememberRequest, ekm [32]byte) (*iapmeshv1.RememberResponse, error) {
+	if _, err := c.mustLead(); err != nil {
+		return nil, err
+	}
+	if len(req.Body) > keyring.MaxRemembered {
+		return nil, fault.New(fault.Invalid, "remember: %d bytes, at most %d", len(req.Body), keyring.MaxRemembered)
+	}
+	body := &iapmeshv1.RememberBody{}
+	if err := proto.Unmarshal(req.Body, body); err != nil {
+		return nil, fault.New(fault.Invalid, "remember: it is not understood")
+	}
+	denials := state.DenialsOf(body.Denials)
+	for i := range denials {
+		if err := checkRemembered(&denials[i]); err != nil {
+			return nil, err
+		}
+		denials[i].Source = "node/" + body.NodeId
+	}
+	writes := 0
+	at, err := c.update(ctx, "remember denials", func(t *tx) error {
+		contents := &t.View.Keyring.Contents
+		n := contents.Nodes[body.NodeId]
+		if n == nil || n.State == keyring.NodeRevoked {
+			return fault.New(fault.Denied, "remember: no node %.64q that may speak", body.NodeId)
+		}
+		if err := keyring.VerifyRemember(n.PublicKey, ekm, req.Body, req.Signature); err != nil {
+			return err
+		}
+		if r := contents.Unconfirmed(); r == nil || r.Statement.NewEpoch != body.Epoch {
+			return fault.New(fault.Conflict, "remember: no restoration under epoch %d awaits an operator", body.Epoch)
+		}
+		r, err := t.restoration()
+		if err != nil {
+			return err
+		}
+		plan := keyring.PlanRestore(keyring.RestoreFacts{Present: contents, Snapshot: contents, Denials: denials, Restoration: r, DenyOnly: true, Now: t.Now})
+		batch := firstBatch(recordWrites(contents, &plan))
+		writes = len(batch)
+		if writes == 0 {
+			return nil
+		}
+		for _, e := range batch {
+			if _, err := t.get(e.Key); err != nil {
+				return err
+			}
+			t.put(e)
+		}
+		for _, d := range plan.Refused {
+			if d.Source != keyring.FromState {
+				r.Refused = append(r.Refused, d)
+			}
+		}
+		r.Refused = clip(r.Refused)
+		t.put(state.PutRestoration(r))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if writes > 0 {
+		c.Logger.Warn("a node remembers what the restored state did not refuse", "node", body.NodeId, "records", writes, "revision", at.String())
+		c.record(ctx, audit.KindRevocation, "node/"+body.NodeId, map[string]string{"action": "snapshot.remember", "records": strconv.Itoa(writes), "revision": at.String()})
+	}
+	return &iapmeshv1.RememberResponse{Revision: state.RevisionProto(at)}, nil
+}
+
+// checkRemembered bounds what a node says; a record of it lies in the state afterwards.
+func checkRemembered(d *keyring.Denial) error {
+	if len(d.Value) == 0 || len(d.Value) > 512 {
+		return fault.New(fault.Invalid, "remember: a value of %d bytes, want 1 to 512", len(d.Value))
+	}
+	if d.Kind == keyring.DenySession || d.Kind == keyring.DenySubject {
+		kind := keyring.RevokeSession
+		if d.Kind == keyring.DenySubject {
+			kind = keyring.RevokeSubject
+		}
+		at := d.At
+		if at.IsZero() {
+			return fault.New(fault.Invalid, "remember: a revocation without its time")
+		}
+		if _, err := keyring.NewRevocation(keyring.RevocationRequest{Kind: kind, Value: d.Value, Block: d.Block && kind == keyring.RevokeSubject, Reason: d.Reason, By: d.By, Now: at}); err != nil {
+			return fmt.Errorf("remember: %w", err)
+		}
+	}
+	if len(d.Reason) > keyring.MaxReason || len(d.By) > keyring.MaxBy {
+		return fault.New(fault.Invalid, "remember: a reason of %d bytes, at most %d", len(d.Reason), keyring.MaxReason)
+	}
+	return nil
+}

@@ -1,0 +1,105 @@
+package control_test
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/control"
+	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// tells is a node's request on a connection.
+func tells(t testing.TB, node string, key ed25519.PrivateKey, epoch uint64, ekm [32]byte, denials ...keyring.Denial) *iapmeshv1.RememberRequest {
+	t.Helper()
+	body, err := proto.Marshal(&iapmeshv1.RememberBody{NodeId: node, Epoch: epoch, Denials: state.DenialsProto(denials)})
+	must(t, err)
+	signature, err := keyring.SignRemember(key, ekm, body)
+	must(t, err)
+	return &iapmeshv1.RememberRequest{Body: body, Signature: signature}
+}
+
+func TestWhatNodesRememberOnlyRefusesMore(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	known, lost := w.issue(nil), w.issue(nil)
+	proxy, thief, gone := w.joined(known, "px", "eu-west"), w.joined(known, "thief", "eu-west"), w.joined(known, "gone", "eu-west")
+	_, _, err := w.Revoke(t.Context(), "admin/ana", &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, Value: "gone"})
+	must(t, err)
+	saved := w.saved()
+	var ekm, other [32]byte
+	rand.Read(ekm[:])
+	rand.Read(other[:])
+	deny := []keyring.Denial{
+		{Kind: keyring.DenyKey, Value: lost.ID(), Reason: "stolen"}, {Kind: keyring.DenyNode, Value: thief.id()}, {Kind: keyring.DenyNode, Value: w.founder.id()},
+		{Kind: keyring.DenyAdmin, Value: keyring.AdminID(public(w.admin))}, {Kind: keyring.DenySubject, Value: "dev/eve", Block: true, At: w.clock.now()},
+		{Kind: keyring.DenyKey, Value: "unknown"}, {Kind: "nonsense", Value: "x"},
+	}
+	_, err = w.Remember(t.Context(), tells(t, proxy.id(), proxy.node, 2, ekm, deny...), ekm)
+	wantKind(t, "where nothing was restored", err, fault.Conflict, "no restoration")
+	_, _, err = w.Restore(t.Context(), "admin/ana", w.signed(saved))
+	must(t, err)
+	for name, tc := range map[string]struct {
+		req  *iapmeshv1.RememberRequest
+		ekm  [32]byte
+		kind fault.Kind
+	}{
+		"for another connection": {tells(t, proxy.id(), proxy.node, 2, ekm, deny...), other, fault.Denied},
+		"by another's key":       {tells(t, proxy.id(), thief.node, 2, ekm, deny...), ekm, fault.Denied},
+		"by a revoked node":      {tells(t, gone.id(), gone.node, 2, ekm, deny...), ekm, fault.Denied},
+		"by nobody":              {tells(t, "n-nobody", newKey(t), 2, ekm, deny...), ekm, fault.Denied},
+		"of another epoch":       {tells(t, proxy.id(), proxy.node, 3, ekm, deny...), ekm, fault.Conflict},
+		"without a value":        {tells(t, proxy.id(), proxy.node, 2, ekm, keyring.Denial{Kind: keyring.DenyKey}), ekm, fault.Invalid},
+		"with a long value":      {tells(t, proxy.id(), proxy.node, 2, ekm, keyring.Denial{Kind: keyring.DenyKey, Value: strings.Repeat("x", 600)}), ekm, fault.Invalid},
+		"a user of nonsense":     {tells(t, proxy.id(), proxy.node, 2, ekm, keyring.Denial{Kind: keyring.DenySubject, Value: "no provider", At: time.Now()}), ekm, fault.Invalid},
+		"nonsense":               {&iapmeshv1.RememberRequest{Body: []byte{0xff}}, ekm, fault.Invalid},
+		"too much":               {&iapmeshv1.RememberRequest{Body: make([]byte, 20<<10)}, ekm, fault.Invalid},
+	} {
+		_, err := w.Remember(t.Context(), tc.req, tc.ekm)
+		wantKind(t, name, err, tc.kind, "")
+	}
+	if w.key(lost.ID()).State != keyring.KeySuspended {
+		t.Fatalf("what was refused was written: the key is %s", w.key(lost.ID()).State)
+	}
+	list := control.RestorationStatus(w.view()).ListDigest
+	must(t, second(w.Remember(t.Context(), tells(t, proxy.id(), proxy.node, 2, ekm, deny...), ekm)))
+	k := w.view().Keyring
+	switch {
+	case k.Keys[lost.ID()].State != keyring.KeyRevoked, k.Keys[known.ID()].State != keyring.KeySuspended:
+		t.Errorf("keys: lost %s, known %s", k.Keys[lost.ID()].State, k.Keys[known.ID()].State)
+	case k.Nodes[thief.id()].State != keyring.NodeRevoked, k.Nodes[proxy.id()].State != keyring.NodeQuarantined:
+		t.Errorf("nodes: thief %s, px %s", k.Nodes[thief.id()].State, k.Nodes[proxy.id()].State)
+	case k.Nodes[w.founder.id()].State != keyring.NodeActive:
+		t.Error("on a node's word the leader is revoked")
+	case !k.Admins[keyring.AdminID(public(w.admin))].RevokedAt.IsZero():
+		t.Error("on a node's word nobody is left to confirm")
+	case k.Blocked("dev/eve") == nil:
+		t.Error("eve is not blocked")
+	}
+	refused := ""
+	for _, d := range k.Restoration.Refused {
+		refused += string(d.Kind) + " " + d.Value + " " + d.Source + "\n"
+	}
+	for _, want := range []string{"key " + lost.ID(), "node " + thief.id(), "user dev/eve"} {
+		if !strings.Contains(refused, want+" node/"+proxy.id()) {
+			t.Errorf("the record does not say who remembers %s:\n%s", want, refused)
+		}
+	}
+	before := w.view().Revision
+	must(t, second(w.Remember(t.Context(), tells(t, proxy.id(), proxy.node, 2, ekm, deny...), ekm)))
+	if w.view().Keyring.Restoration.Refused[0].Value != k.Restoration.Refused[0].Value || len(w.view().Keyring.Restoration.Refused) != len(k.Restoration.Refused) {
+		t.Errorf("told again from %s: %v", before, w.view().Keyring.Restoration.Refused)
+	}
+	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", list, nil)
+	wantKind(t, "a list from before the node spoke", err, fault.Conflict, "read it again")
+	w.confirm()
+	_, err = w.Remember(t.Context(), tells(t, proxy.id(), proxy.node, 2, ekm, deny...), ekm)
+	wantKind(t, "after the confirmation", err, fault.Conflict, "no restoration")
+}
