@@ -208,6 +208,11 @@ func (r *Restoration) Reason() string {
 	return fmt.Sprintf("restored under epoch %d: awaits an operator's confirmation", r.Statement.NewEpoch)
 }
 
+// Unlisted is what stands on those that the snapshot does not know: no confirmation of a list gives them back.
+func (r *Restoration) Unlisted() string {
+	return fmt.Sprintf("not in the snapshot that was restored under epoch %d", r.Statement.NewEpoch)
+}
+
 // HeldBack is what stands on those that an operator excepted.
 func (r *Restoration) HeldBack() string {
 	return fmt.Sprintf("held back when the restoration under epoch %d was confirmed", r.Statement.NewEpoch)

@@ -53,13 +53,14 @@ type RestoreFacts struct {
 type Restored struct {
 	Contents
 	List    RestoreList
-	Refused []Denial // what the snapshot accepts and stays refused
+	Refused []Denial // what the snapshot accepts and stays refused, and what it does not know
 }
 
 // PlanRestore merges a snapshot into the present state, so that nothing that is refused now is accepted afterwards, and nothing that
-// was refused when the snapshot was taken either: of two records of the same thing, the stricter state counts. What could be
-// accepted again is held back, and listed: keys suspended, nodes quarantined, until an operator confirms the list. What the snapshot
-// does not know is held back without being listed; an administrator whom it does not know, but for the one who signed, is revoked.
+// was refused when the snapshot was taken either, but for a key that was pending then: of two records of the same thing, the stricter
+// state counts. What could be accepted again is held back, and listed: keys suspended, nodes quarantined, until an operator confirms the
+// list. What the snapshot does not know is held back without being listed; an administrator whom it does not know, but for the one who
+// signed, is revoked.
 //
 // It is its own fixed point: what it made, merged again, stays as it is.
 func PlanRestore(f RestoreFacts) Restored {
@@ -140,10 +141,14 @@ func (m *merger) keys() {
 			m.refused(Denial{Kind: DenyKey, Value: id, State: string(k.State), Reason: k.Reason, Source: source})
 		}
 		if admits(k.State) && !m.DenyOnly {
-			if s != nil {
-				m.out.List.Keys = append(m.out.List.Keys, HeldKey{ID: id, State: k.State})
-			}
+			held := HeldKey{ID: id, State: k.State}
 			k.State, k.Reason = KeySuspended, m.Restoration.Reason()
+			if s != nil {
+				m.out.List.Keys = append(m.out.List.Keys, held)
+			} else {
+				k.Reason = m.Restoration.Unlisted()
+				m.refused(Denial{Kind: DenyKey, Value: id, State: string(k.State), Reason: k.Reason, Source: FromState})
+			}
 		}
 		m.out.Keys[id] = &k
 	}
@@ -185,8 +190,11 @@ func (m *merger) nodes() {
 		case n.Trusted() && !kept && !m.DenyOnly:
 			if s != nil {
 				m.out.List.Nodes = append(m.out.List.Nodes, HeldNode{ID: id, State: n.State})
+				n = n.to(NodeQuarantined, m.Restoration.Reason(), m.Now)
+			} else {
+				n = n.to(NodeQuarantined, m.Restoration.Unlisted(), m.Now)
+				m.refused(Denial{Kind: DenyNode, Value: id, State: string(n.State), Reason: n.Reason, Source: FromState})
 			}
-			n = n.to(NodeQuarantined, m.Restoration.Reason(), m.Now)
 		}
 		m.out.Nodes[id] = &n
 	}
@@ -206,8 +214,9 @@ func (m *merger) admins() {
 		if s != nil && !s.RevokedAt.IsZero() {
 			revoke(s.RevokedAt, s.Reason)
 		}
-		if s == nil && id != m.Restoration.By {
-			revoke(m.Now, "not in the snapshot that was restored")
+		if s == nil && id != m.Restoration.By && a.RevokedAt.IsZero() {
+			revoke(m.Now, m.Restoration.Unlisted())
+			m.refused(Denial{Kind: DenyAdmin, Value: id, Reason: a.Reason, Source: FromState})
 		}
 		if d, ok := m.denied[DenyAdmin][id]; ok && a.RevokedAt.IsZero() && !(m.DenyOnly && id == m.Restoration.By) { // somebody must be left to confirm
 			source = d.Source

@@ -161,7 +161,10 @@ func TestRestoredStates(t *testing.T) {
 	for _, d := range got.Refused {
 		refused = append(refused, fmt.Sprintf("%s %s %s", d.Kind, d.Value, d.Source))
 	}
-	want := []string{"admin u-gone state", "key k-revoked-since state", "key k-suspended-since state", "node n-left-since state", "node n-quarantined-since state", "node n-revoked-since state", "user dev/eve state"}
+	want := []string{
+		"admin u-gone state", "admin u-new state", "key k-new state", "key k-revoked-since state", "key k-suspended-since state", "node n-left-since state",
+		"node n-new state", "node n-quarantined-since state", "node n-revoked-since state", "user dev/eve state",
+	}
 	if diff := cmp.Diff(want, refused); diff != "" {
 		t.Errorf("stays refused (-want +got):\n%s", diff)
 	}
