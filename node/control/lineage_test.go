@@ -144,11 +144,11 @@ func TestADryRunSaysWhatARevocationEnds(t *testing.T) {
 		iapmeshv1.Cascade_CASCADE_QUARANTINE: "nodes [web-1 quarantined] keys 1 sessions 2 lost [billing/us-east]",
 		iapmeshv1.Cascade_CASCADE_KILL:       "nodes [web-1 revoked] keys 2 sessions 2 lost [billing/us-east]", // and the assertion key that it could open
 	} {
-		before := w.view().Revision
+		before := w.key(secret.ID())
 		key, blast, err := w.PreviewKeyRevocation(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: secret.ID(), Cascade: cascade})
 		must(t, err)
-		if got := blastText(blast); got != want || blast.Refusal != "" || key.State != keyring.KeyRevoked || w.view().Revision != before {
-			t.Errorf("%s: %s, want %s; refused %q, key %s, revision %s after %s", cascade, got, want, blast.Refusal, key.State, w.view().Revision, before)
+		if got := blastText(blast); got != want || blast.Refusal != "" || key.State != keyring.KeyRevoked || w.key(secret.ID()) != before || w.node(j).State != keyring.NodeActive {
+			t.Errorf("%s: %s, want %s; refused %q, key %s, in fact %s", cascade, got, want, blast.Refusal, key.State, w.key(secret.ID()).State)
 		}
 	}
 	byNode, err := w.PreviewNodeRevocation(t.Context(), "web-1")
