@@ -6,8 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
