@@ -38,11 +38,11 @@ generate: $(TOOLS)/.tools ## write the Go code of proto/ beside its .proto files
 
 .PHONY: test
 test: ## unit tests and meshes in one process; needs go and make alone
-	CGO_ENABLED=0 go test $(ARGS) $(PACKAGES)
+	CGO_ENABLED=0 go test -timeout 20m $(ARGS) $(PACKAGES)
 
 .PHONY: race
 race: ## the same under the race detector; needs a C compiler
-	CGO_ENABLED=1 go test -race $(ARGS) $(PACKAGES)
+	CGO_ENABLED=1 go test -race -timeout 30m $(ARGS) $(PACKAGES)
 
 .PHONY: e2e
 e2e: build ## real binaries, a browser, Terraform; skips what this machine lacks, under CI=true fails instead
