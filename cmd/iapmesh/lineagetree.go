@@ -116,21 +116,25 @@ func (d *lineageTree) node(b *branch, key *iapmeshv1.ProvisioningKey, n *iapmesh
 		seen = cell{text: "last seen " + stampText(n.LastSeen, d.now), style: yellow}
 	}
 	cells := []cell{{text: "node"}, {text: n.Node.Name, style: bold}, {text: "(" + n.Node.Region + ")"}, {text: rolesText(n.Node.Roles) + ","}, state, {text: n.Node.Id, style: dim}, seen}
-	if left := untilCell(n.Node.CertificateExpiresAt.AsTime(), d.now); left.text != "" {
-		cells = append(cells, cell{text: "certificate " + left.text, style: cmp.Or(left.style, dim)})
-	}
 	child := b.add(cells...)
 	if n.Node.ProvisioningKey != key.Id {
 		child.add(cell{text: "joined under key " + n.Node.ProvisioningKey + ", and is bound to this one", style: yellow})
 	} else if n.Node.BoundKey != key.Id {
 		child.add(cell{text: "bound to key " + n.Node.BoundKey + " now", style: dim})
 	}
+	var papers []cell
+	if left := untilCell(n.Node.CertificateExpiresAt.AsTime(), d.now); left.text != "" {
+		papers = append(papers, cell{text: "certificate " + left.text, style: cmp.Or(left.style, dim)})
+	}
 	if len(n.SigningKeys) > 0 {
 		var kids []string
 		for _, k := range n.SigningKeys {
 			kids = append(kids, k.Kid+" "+enumText(k.State, "SIGNING_KEY_STATE_"))
 		}
-		child.add(cell{text: "signs with " + strings.Join(kids, ", "), style: dim})
+		papers = append(papers, cell{text: "signs with " + strings.Join(kids, ", "), style: dim})
+	}
+	if len(papers) > 0 {
+		child.add(papers...)
 	}
 	if n.Sessions.GetAtMost() == 0 {
 		return
