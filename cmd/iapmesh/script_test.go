@@ -36,7 +36,7 @@ func TestScripts(t *testing.T) {
 func scriptParams() testscript.Params {
 	return testscript.Params{
 		Dir:      "testdata",
-		Deadline: time.Now().Add(2 * time.Minute), // a node that joins where it should not would run for ever
+		Deadline: time.Now().Add(15 * time.Minute), // of all scripts together; a node that joins where it should not would run for ever
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("IAPMESH_PROFILE", filepath.Join(env.WorkDir, "admin.json"))
 			env.Setenv("HOME", env.WorkDir)
