@@ -58,7 +58,10 @@ func TestNothingIsLetInBehindTheListOfARestoration(t *testing.T) {
 			return err
 		},
 		"lift a revocation": func() error { _, err := w.Lift(t.Context(), "admin/ana", keyring.RevokeSubject, "dev/eve"); return err },
-		"join":              func() error { _, err := w.Join(t.Context(), newJoiner(t, fresh, "new", "eu-west").attempt()); return err },
+		"join": func() error {
+			_, err := w.Join(t.Context(), newJoiner(t, fresh, "new", "eu-west").attempt())
+			return err
+		},
 	}
 	digest := control.RestorationStatus(w.view()).ListDigest
 	for name, act := range acts {
