@@ -31,7 +31,7 @@ var meanings = map[string]string{
 	"revoke.session": refuses, "revoke.user": refuses, "revoke.node": refuses, "revoke.signing_key": refuses, "key.revoke": refuses, "key.suspend": refuses,
 	"node.quarantine": refuses, "node.remove": refuses, "admin.revoke": refuses, "snapshot.confirm": refuses,
 	"revocation.lift": takes, "key.resume": takes, "node.release": takes,
-	"admin.issue": neither, "admin.renew": neither, "apply": neither, "secret.set": neither, "key.issue": neither, "key.approve": neither, "key.rotate": neither,
+	"control.transfer": neither, "admin.issue": neither, "admin.renew": neither, "apply": neither, "secret.set": neither, "key.issue": neither, "key.approve": neither, "key.rotate": neither,
 	"key.schedule": neither, "key.rotate-request": neither, "key.propose": neither, "node.rebind": neither, "node.recover": neither, "node.allow-rebind": neither,
 	"key.close-proposal": neither, // a proposal has let nobody in, and nobody can complete it
 	"receipt.complete":   neither, "receipt.prune": neither, "signing-key": neither, "signing-key.rotate": neither,
