@@ -26,7 +26,10 @@ func (t *tx) keepsHeld() error {
 	if err != nil {
 		return err
 	}
-	return (&keyring.Contents{Restoration: r}).Closed()
+	if closed := (&keyring.Contents{Restoration: r}).Closed(); closed != nil {
+		return fault.New(fault.Conflict, "it would let in again what is not let in now: %w", closed) // not Unavailable: nobody is to try again by himself
+	}
+	return nil
 }
 
 // letsIn reports whether the commit accepts what was refused until now.
