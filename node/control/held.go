@@ -50,16 +50,12 @@ func (t *tx) letsIn() (bool, error) {
 		}
 	}
 	for path := range t.deletes {
-		if !strings.HasPrefix(path, state.PrefixRevocation) {
+		rest, ok := strings.CutPrefix(path, state.PrefixRevocation)
+		if !ok {
 			continue
 		}
-		over := false // one that cannot be read is not
-		for _, kind := range before.Revocations {
-			for _, r := range kind {
-				over = over || state.RevocationPath(r.Kind, r.Value) == path && r.Over(t.Now)
-			}
-		}
-		if !over {
+		kind, value, _ := strings.Cut(rest, "/")
+		if r := before.Revocations[keyring.RevocationKind(kind)][value]; r == nil || !r.Over(t.Now) {
 			return true, nil
 		}
 	}
