@@ -337,3 +337,24 @@ func ReleaseHeldNode(n Node, h HeldNode, r *Restoration, now time.Time) (Node, e
 }
 
 func admits(s KeyState) bool { return s == KeyActive || s == KeyPending || s == KeyRetiring }
+
+// KeyLetsIn reports whether a change of a key lets somebody in whom the key did not let in before; before is nil for one that is new.
+// A new key that succeeds none is the word of an administrator of now, and brings nothing back.
+func KeyLetsIn(before, after *Key) bool {
+	if before == nil {
+		return after.accepts() && after.Predecessor != ""
+	}
+	return after.accepts() && !before.accepts()
+}
+
+// accepts reports whether the key lets somebody in, now or once its time has come, without anybody's further word.
+func (k *Key) accepts() bool { return admits(k.State) && !k.AwaitsApproval() && !k.Proposed() }
+
+// NodeLetsIn reports whether a change of a node lets one in that was not trusted before, or moves one to another key; before is nil
+// for one that is new.
+func NodeLetsIn(before, after *Node) bool {
+	if before == nil {
+		return after.Trusted()
+	}
+	return after.Trusted() && !before.Trusted() || after.BoundKey != before.BoundKey || after.RebindTo != "" && after.RebindTo != before.RebindTo
+}

@@ -89,6 +89,14 @@ func RotationDue(k Key, now time.Time) bool {
 	return k.RotateRequested || !now.Before(NextRotation(k))
 }
 
+// OverdueAfter is for how long a scheduled rotation may be due before somebody should look at the key's rotator.
+const OverdueAfter = 10 * time.Minute
+
+// RotationOverdue reports whether the schedule's rotation has been due for longer than OverdueAfter.
+func RotationOverdue(k Key, now time.Time) bool {
+	return k.Scheduled() && k.succeedable() && now.Sub(NextRotation(k)) > OverdueAfter
+}
+
 // RequestKeyRotation asks the key's rotator for a successor now. Asking twice changes nothing.
 func RequestKeyRotation(k Key) (Key, error) {
 	switch {

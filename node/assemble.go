@@ -150,6 +150,9 @@ func (a *assembly) report(context.Context) error {
 	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now}
 	rebinder := &rebinder{key: a.id.nodeKey(), nodeID: a.id.public.NodeID, link: a.link, source: a.source, logger: a.logger}
 	standing := &standing{nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: reporter.heard}
+	if a.store != nil { // other nodes tell it as soon as they hear of a restoration, and come back
+		standing.last = (&introductions{assembly: a}).testify
+	}
 	a.base = append(a.base, part{"reports", reporter.Run}, part{"certificate", renewer.Run}, part{"provisioning key", rebinder.Run}, part{"standing", standing.Run})
 	return nil
 }

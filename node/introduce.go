@@ -166,6 +166,39 @@ func (i *introductions) believe(v *state.View, r enroll.Restored) (*keyring.Rest
 	return s, nil
 }
 
+// testify tells, once, what a control node remembers whose log a restoration has left behind: it is about to end for that, and what was
+// revoked by it and others that are gone would be known to nobody.
+func (i *introductions) testify(ctx context.Context) {
+	v := i.source.Load()
+	if v == nil || v.Keyring.ActiveAuthority() == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, testifyWithin)
+	defer cancel()
+	pinned := peer.Pinned{Pin: keyring.Pin(v.Keyring.ActiveAuthority().Certificate), NetDial: i.env.NetDial, Clock: i.env.Now}
+	for _, address := range i.addressesToAsk(v) {
+		told := false
+		err := enroll.AskRestored(ctx, pinned, address, func(ctx context.Context, r enroll.Restored) error {
+			s, err := i.believe(v, r)
+			if err != nil || r.Answer.Phase == iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED {
+				return err
+			}
+			told = true
+			return i.remember(ctx, v, r, s.NewEpoch)
+		})
+		switch {
+		case err != nil:
+			i.logger.Info("a control node was not told what this node remembers", "address", address, "error", err)
+		case told:
+			i.logger.Warn("the mesh was restored without this node's log: it was told what this node remembers", "address", address, "denials", len(v.Keyring.Denials()))
+			return
+		}
+	}
+}
+
+// testifyWithin bounds for how long a node that ends tries.
+const testifyWithin = 20 * time.Second
+
 // rememberedPart is how many denials one call tells: as many of the longest as fit.
 const rememberedPart = 12
 

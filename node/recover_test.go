@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node"
 	"github.com/iapmesh/iapmesh/node/nodetest"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -70,6 +72,45 @@ func TestASurvivorRecoversTheMesh(t *testing.T) {
 			return fresh.Get(region, nodetest.EchoHost, "/whoami").StatusCode == http.StatusOK
 		})
 	}
+}
+
+func TestAControlNodeThatWasLeftBehindTellsWhatItRemembers(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	survivor, behind := mesh.In("eu-west"), mesh.In("us-east")
+	mallory := survivor.SignIn("mallory@example.com")
+	survivor.Stop()
+	mesh.Block(mallory.Subject) // which the survivor does not know
+	mesh.Eventually("us-east knows it", func() bool {
+		return mallory.Get(behind, nodetest.EchoHost, "/whoami").StatusCode != http.StatusOK
+	})
+	behind.Stop()
+	mesh.In("ap-south").Stop() // for good
+	if _, err := survivor.Recover(); err != nil {
+		t.Fatal(err)
+	}
+	survivor.Start()
+	mesh.Eventually("the list", func() bool { status, err := mesh.TryStatus(); return err == nil && status.Leader != "" })
+	if refused := mesh.Pending().Refused; len(refused) != 0 {
+		t.Fatalf("the survivor knows already: %v", refused)
+	}
+
+	behind.Start() // its log is on its disk
+	var turnedAway *node.TurnedAwayError
+	if err := behind.Ends(); !errors.As(err, &turnedAway) || turnedAway.State != keyring.NodeDeparted {
+		t.Errorf("the node that was left behind ended with %v", err)
+	}
+	told := false
+	for _, d := range mesh.Pending().Refused {
+		told = told || d.Kind == "user" && d.Value == mallory.Subject && d.Block && d.Source == "node/"+turnedAway.NodeID
+	}
+	if !told {
+		t.Errorf("refused: %v, want mallory, of whom us-east has told", mesh.Pending().Refused)
+	}
+	mesh.Confirm()
+	mesh.Eventually("mallory stays blocked", func() bool {
+		return survivor.TrySignIn("mallory@example.com").Header.Get("X-Iapmesh-Response") == "blocked"
+	})
 }
 
 func TestAMeshIsFoundedAnewFromASnapshot(t *testing.T) {

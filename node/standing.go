@@ -53,6 +53,7 @@ type standing struct {
 	source *state.Source
 	ask    func(context.Context) (keyring.NodeState, string, time.Time, error) // control nodes, one after another
 	heard  func() bool                                                         // the leader has answered lately
+	last   func(context.Context)                                               // before it ends on others' word: its view may know what they do not; nil: nothing
 }
 
 // findNode is a node's record, whatever its state, for a control node to tell that node of.
@@ -128,6 +129,9 @@ func (s *standing) Run(ctx context.Context) error {
 		timer.Reset(pause/2 + rand.N(pause/2)) //nolint:gosec // spreads load, keeps no secret
 		if st, reason, since, err := s.ask(ctx); err == nil {
 			if err := turnedAway(s.nodeID, st, reason, since); err != nil {
+				if st == keyring.NodeDeparted && s.last != nil {
+					s.last(ctx)
+				}
 				return err
 			}
 		}

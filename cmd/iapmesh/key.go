@@ -35,6 +35,7 @@ func newKeyIssueCommand(c *cli) *cobra.Command {
 	var uses uint32
 	var out, public string
 	var schedule scheduleFlags
+	wait := waitNot
 	req := &iapmeshv1.IssueKeyRequest{}
 	cmd := &cobra.Command{
 		Use: "issue", Short: "Issue a key for new nodes",
@@ -63,9 +64,9 @@ public half comes here.`,
 				req.Ttl = durationpb.New(ttl)
 			}
 			if cmd.Flags().Changed("public-key") { // also where it is empty by mistake: else a key would be made here
-				return c.enrolKey(cmd, req, public)
+				return c.enrolKey(cmd, req, public, wait)
 			}
-			return c.issueKey(cmd.Context(), req, out)
+			return c.issueKey(cmd.Context(), req, out, wait)
 		},
 	}
 	f := cmd.Flags()
@@ -81,11 +82,12 @@ public half comes here.`,
 	f.StringVar(&public, "public-key", "", "enrol this public half, `HEX|@FILE`, of a key that iapmesh key generate made; @- for standard input")
 	f.StringVar(&out, "key-out", "", "write the key to this new `FILE`, mode 0600, instead of printing it")
 	schedule.register(cmd)
+	wait.flag(cmd, "wait until every live node knows the key")
 	return cmd
 }
 
 // enrolKey registers the public half of a key that was made elsewhere: there is no secret to hand over.
-func (c *cli) enrolKey(cmd *cobra.Command, req *iapmeshv1.IssueKeyRequest, public string) error {
+func (c *cli) enrolKey(cmd *cobra.Command, req *iapmeshv1.IssueKeyRequest, public string, wait waitFor) error {
 	if cmd.Flags().Changed("key-out") {
 		return usagef("--key-out goes not with --public-key: the key stays where it was made")
 	}
@@ -100,13 +102,16 @@ func (c *cli) enrolKey(cmd *cobra.Command, req *iapmeshv1.IssueKeyRequest, publi
 	if err != nil {
 		return err
 	}
+	if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, wait); err != nil {
+		return err
+	}
 	return c.print(resp, func(t *table) {
 		t.line("issued %s", keyLine(resp.Key))
 		receiptLines(t, resp.Receipt)
 	})
 }
 
-func (c *cli) issueKey(ctx context.Context, req *iapmeshv1.IssueKeyRequest, out string) error {
+func (c *cli) issueKey(ctx context.Context, req *iapmeshv1.IssueKeyRequest, out string, wait waitFor) error {
 	secret, file, err := c.newKey(out)
 	if err != nil {
 		return err
@@ -121,9 +126,14 @@ func (c *cli) issueKey(ctx context.Context, req *iapmeshv1.IssueKeyRequest, out 
 	if err != nil {
 		return c.keyRefused(file, secret, err)
 	}
-	return c.handOver(secret, file, resp, func(t *table) {
+	err = c.handOver(secret, file, resp, func(t *table) {
 		t.line("issued %s", keyLine(resp.Key))
+		receiptLines(t, resp.Receipt)
 	})
+	if err == nil { // not before the key is in safe hands: a wait may be interrupted
+		_, err = c.awaitReceipt(ctx, resp.Receipt, wait)
+	}
+	return err
 }
 
 // newKey makes a key pinned to the profile's mesh, and what takes it.

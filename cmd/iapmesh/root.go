@@ -44,6 +44,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		newCheckCommand(c),
 		newStatusCommand(c),
 		newMembersCommand(c),
+		newControlCommand(c),
 		newSealCommand(c),
 		newNodesCommand(c),
 		newKeyCommand(c),

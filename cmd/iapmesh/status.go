@@ -17,7 +17,8 @@ func newStatusCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show the mesh: its leader, its revision, and every node by region",
 		Long: `Show the mesh as its leader sees it. LAG is how many revisions a node's view is behind, AGE how old that view may be at most.
-MARK: L leads, v votes.`,
+MARK: L leads, v votes. Lines under the first one say what wants your eye: a restoration that nobody has confirmed, an authority that waits
+for nodes, a key whose scheduled rotation is overdue.`,
 		Example: "  iapmesh status --watch\n  iapmesh status -o json | jq '.nodes[] | select(.lag)'",
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -75,6 +76,13 @@ func statusTable(t *table, s *iapmeshv1.Status) {
 		}
 	}
 	t.line("mesh %s  trust domain %s  leader %s  term %d  revision %s", s.MeshId, s.TrustDomain, leader, s.Term, revisionText(s.Revision))
+	for _, a := range s.Attention {
+		text := a.Text
+		if a.Command != "" {
+			text += " (" + a.Command + ")"
+		}
+		t.rows = append(t.rows, []cell{{text: text, line: true, style: yellow}})
+	}
 	t.line("")
 	t.head("REGION", "NAME", "MARK", "ROLES", "STATE", "REVISION", "LAG", "AGE", "SESSIONS", "REQ/S", "CERTIFICATE", "VERSION", "ID")
 	for _, n := range s.Nodes {

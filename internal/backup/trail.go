@@ -22,13 +22,23 @@ import (
 // memory is what records say is refused, by what it is.
 type memory map[string]keyring.Denial
 
+// deny takes a denial, unless it is one for a time and the thing is revoked: revoked stays revoked.
 func (m memory) deny(d keyring.Denial) {
-	if d.Value != "" {
-		m[string(d.Kind)+" "+d.Value] = d
+	id := string(d.Kind) + " " + d.Value
+	if have, known := m[id]; d.Value == "" || known && have.State == "" && d.State != "" {
+		return
 	}
+	m[id] = d
 }
 
 func (m memory) lift(kind keyring.DenialKind, value string) { delete(m, string(kind)+" "+value) }
+
+// end takes back a denial that was for a time, in that state.
+func (m memory) end(kind keyring.DenialKind, value, state string) {
+	if m[string(kind)+" "+value].State == state {
+		m.lift(kind, value)
+	}
+}
 
 // see takes one record, in the order in which they were written.
 func (m memory) see(r audit.Record) {
@@ -39,6 +49,12 @@ func (m memory) see(r audit.Record) {
 		out.Kind, out.Value = kind, value
 		return out
 	}
+	until := func(kind keyring.DenialKind, value, state string) keyring.Denial {
+		out := as(kind, value)
+		out.State = state
+		return out
+	}
+	const suspended, quarantined, departed = string(keyring.KeySuspended), string(keyring.NodeQuarantined), string(keyring.NodeDeparted)
 	switch d["action"] {
 	case "revoke.session":
 		m.deny(as(keyring.DenySession, d["value"]))
@@ -48,11 +64,26 @@ func (m memory) see(r audit.Record) {
 		m.deny(out)
 	case "revoke.node":
 		m.deny(as(keyring.DenyNode, d["value"]))
-	case "revoke.signing-key":
+	case "revoke.signing_key":
 		m.deny(as(keyring.DenySigningKey, d["value"]))
 	case "key.revoke":
 		m.deny(as(keyring.DenyKey, d["key"]))
 		m.cascade(as, d)
+	case "key.suspend":
+		m.deny(until(keyring.DenyKey, d["key"], suspended))
+	case "key.resume":
+		m.end(keyring.DenyKey, d["key"], suspended)
+	case "node.quarantine":
+		m.deny(until(keyring.DenyNode, d["node"], quarantined))
+	case "node.release":
+		m.end(keyring.DenyNode, d["node"], quarantined)
+	case "node.remove":
+		m.deny(until(keyring.DenyNode, d["node"], departed))
+	case "snapshot.confirm":
+		for _, id := range strings.Fields(d["except"]) { // held back from then on, whichever of the two it is
+			m.deny(until(keyring.DenyKey, id, suspended))
+			m.deny(until(keyring.DenyNode, id, quarantined))
+		}
 	case "admin.revoke":
 		m.deny(as(keyring.DenyAdmin, d["id"]))
 	case "revocation.lift":
@@ -72,9 +103,7 @@ func (m memory) cascade(as func(keyring.DenialKind, string) keyring.Denial, d ma
 		default:
 			continue
 		}
-		if have, known := m[string(keyring.DenyNode)+" "+node]; !known || have.State != "" { // revoked stays revoked
-			m.deny(out)
-		}
+		m.deny(out)
 	}
 }
 

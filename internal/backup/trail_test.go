@@ -30,7 +30,7 @@ func TestWhatTheTrailRemembers(t *testing.T) {
 		"no revocation": {[]audit.Record{record(0, map[string]string{"action": "key.issue", "key": "k"}), record(1, nil)}, nil},
 		"one of each": {[]audit.Record{
 			record(0, map[string]string{"action": "revoke.session", "value": "sid"}), record(1, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}),
-			record(2, map[string]string{"action": "revoke.node", "value": "n-1"}), record(3, map[string]string{"action": "revoke.signing-key", "value": "s-1"}),
+			record(2, map[string]string{"action": "revoke.node", "value": "n-1"}), record(3, map[string]string{"action": "revoke.signing_key", "value": "s-1"}),
 			record(4, map[string]string{"action": "admin.revoke", "id": "u-1", "name": "bob"}), record(5, map[string]string{"action": "key.revoke", "key": "k-1", "cascade": "keep", "nodes": ""}),
 		}, []brief{
 			{keyring.DenyAdmin, "u-1", "", false}, {keyring.DenyKey, "k-1", "", false}, {keyring.DenyNode, "n-1", "", false}, {keyring.DenySession, "sid", "", false},
@@ -55,6 +55,25 @@ func TestWhatTheTrailRemembers(t *testing.T) {
 			{keyring.DenyKey, "k-1", "", false}, {keyring.DenyKey, "k-2", "", false}, {keyring.DenyKey, "k-3", "", false},
 			{keyring.DenyNode, "n-1", "quarantined", false}, {keyring.DenyNode, "n-2", "", false}, {keyring.DenyNode, "n-3", "", false},
 		}},
+		"for a time": {[]audit.Record{
+			record(0, map[string]string{"action": "key.suspend", "key": "k-1"}), record(1, map[string]string{"action": "key.suspend", "key": "k-2"}),
+			record(2, map[string]string{"action": "key.resume", "key": "k-2"}), record(3, map[string]string{"action": "node.quarantine", "node": "n-1"}),
+			record(4, map[string]string{"action": "node.quarantine", "node": "n-2"}), record(5, map[string]string{"action": "node.release", "node": "n-2"}),
+			record(6, map[string]string{"action": "node.remove", "node": "n-3"}),
+		}, []brief{{keyring.DenyKey, "k-1", "suspended", false}, {keyring.DenyNode, "n-1", "quarantined", false}, {keyring.DenyNode, "n-3", "departed", false}}},
+		"released after a cascade": {[]audit.Record{
+			record(0, map[string]string{"action": "key.revoke", "key": "k-1", "cascade": "quarantine", "nodes": "n-1 n-2"}), record(1, map[string]string{"action": "node.release", "node": "n-1"}),
+		}, []brief{{keyring.DenyKey, "k-1", "", false}, {keyring.DenyNode, "n-2", "quarantined", false}}},
+		"revoked stays revoked": {[]audit.Record{
+			record(0, map[string]string{"action": "key.revoke", "key": "k-1", "cascade": "keep"}), record(1, map[string]string{"action": "key.suspend", "key": "k-1"}), record(2, map[string]string{"action": "key.resume", "key": "k-1"}),
+			record(0, map[string]string{"action": "revoke.node", "value": "n-1"}), record(1, map[string]string{"action": "node.quarantine", "node": "n-1"}), record(2, map[string]string{"action": "node.release", "node": "n-1"}),
+		}, []brief{{keyring.DenyKey, "k-1", "", false}, {keyring.DenyNode, "n-1", "", false}}},
+		"suspended, then revoked": {[]audit.Record{
+			record(0, map[string]string{"action": "key.suspend", "key": "k-1"}), record(1, map[string]string{"action": "key.revoke", "key": "k-1", "cascade": "keep"}),
+		}, []brief{{keyring.DenyKey, "k-1", "", false}}},
+		"excepted from a list": {[]audit.Record{
+			record(0, map[string]string{"action": "snapshot.confirm", "except": "k-1 n-1"}), record(1, map[string]string{"action": "node.release", "node": "n-1"}),
+		}, []brief{{keyring.DenyKey, "k-1", "suspended", false}, {keyring.DenyKey, "n-1", "suspended", false}, {keyring.DenyNode, "k-1", "quarantined", false}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -29,6 +29,7 @@ type Services struct {
 // Register puts the services on a server.
 func (s Services) Register(g *grpc.Server) {
 	iapmeshv1.RegisterClusterServiceServer(g, &cluster{Services: s})
+	iapmeshv1.RegisterControlServiceServer(g, &controlNodes{Services: s})
 	iapmeshv1.RegisterKeyServiceServer(g, &keys{Services: s})
 	iapmeshv1.RegisterRotationServiceServer(g, &rotation{Services: s})
 	iapmeshv1.RegisterConfigServiceServer(g, &configuration{Services: s})

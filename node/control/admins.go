@@ -90,6 +90,7 @@ func (c *Controller) IssueAdmin(ctx context.Context, by string, req *iapmeshv1.I
 		roots, t.certain = t.View.Keyring.RootsDER(), true
 		if fresh {
 			t.put(state.PutAdmin(&admin))
+			t.receipt("admin.issue", admin.Name+" ("+admin.ID+")", by)
 		}
 		return nil
 	})
@@ -97,7 +98,7 @@ func (c *Controller) IssueAdmin(ctx context.Context, by string, req *iapmeshv1.I
 		return nil, at, err
 	}
 	if fresh {
-		c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "admin.issue", "name": admin.Name, "id": admin.ID, "revision": at.String()})
+		c.record(ctx, audit.KindAdmin, by, map[string]string{"action": "admin.issue", "name": admin.Name, "id": admin.ID, "revision": at.String(), "receipt": c.ReceiptID(at)})
 	}
 	return &iapmeshv1.IssueAdminResponse{Admin: state.AdminProto(&admin), Certificate: cert.Raw, Bundle: roots}, at, nil
 }

@@ -84,7 +84,7 @@ func (c *Controller) PreviewNodeRevocation(ctx context.Context, ref string) (*ia
 // mayRevokeNode refuses to revoke the leader, or whom the quorum needs.
 func (c *Controller) mayRevokeNode(t *tx, id string) error {
 	if id == c.NodeID {
-		return fault.New(fault.Denied, "node %s leads: transfer the lead first", id)
+		return errLeads(id)
 	}
 	return c.keepsQuorum(t, id)
 }

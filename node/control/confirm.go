@@ -156,6 +156,7 @@ func (c *Controller) release(ctx context.Context) (more bool, err error) {
 		if err != nil {
 			return err
 		}
+		t.listed = true
 		pending := r.Pending(&t.View.Keyring.Contents)
 		more = len(pending.Keys)+len(pending.Nodes) > confirmBatch
 		left := confirmBatch

@@ -23,12 +23,13 @@ import (
 	"github.com/iapmesh/iapmesh/node/state"
 )
 
-// voters is what promotion needs of an engine that has voters; nil with an external engine.
+// voters is what promotion, and handing the lead over, need of an engine that has voters; nil with an external engine.
 type voters interface {
 	Servers(ctx context.Context) ([]Voter, error)
 	AddNonvoter(ctx context.Context, id, address string) error
 	AddVoter(ctx context.Context, id, address string) error
 	RemoveServer(ctx context.Context, id string) error
+	TransferLeadershipTo(ctx context.Context, id, address string) error
 }
 
 // epochs is what a restoration needs of an engine.

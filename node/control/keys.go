@@ -118,7 +118,7 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 				return err
 			}
 			if slices.Contains(nodeIDs(batch), c.NodeID) {
-				return fault.New(fault.Denied, "node %s, which is under the key, leads: transfer the lead first, or choose cascade keep", c.NodeID)
+				return fault.New(fault.Denied, "node %s, which is under the key, leads: hand the lead to another first (iapmesh control transfer), or choose cascade keep", c.NodeID)
 			}
 			if err := c.keepsQuorum(t, nodeIDs(batch)...); err != nil {
 				return err

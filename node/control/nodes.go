@@ -107,7 +107,7 @@ func (c *Controller) changeNode(ctx context.Context, act nodeAct, ref string, ru
 // mayLose refuses to take a node away that leads, or whose vote the mesh needs.
 func (c *Controller) mayLose(t *tx, id string) error {
 	if id == c.NodeID {
-		return fault.New(fault.Denied, "node %s leads: transfer the lead first", id)
+		return errLeads(id)
 	}
 	return c.keepsQuorum(t, id)
 }

@@ -103,3 +103,49 @@ func TestWhatNodesRememberOnlyRefusesMore(t *testing.T) {
 	_, err = w.Remember(t.Context(), tells(t, proxy.id(), proxy.node, 2, ekm, deny...), ekm)
 	wantKind(t, "after the confirmation", err, fault.Conflict, "no restoration")
 }
+
+// Whatever a node says that may speak, in bytes of its own, refuses more or nothing, and does not open the mesh.
+func FuzzRemember(f *testing.F) {
+	w := start(f)
+	proxy := w.joined(w.boot, "px", "eu-west")
+	_, _, err := w.Restore(f.Context(), "admin/ana", w.signed(w.saved()))
+	must(f, err)
+	ekm := [32]byte{1}
+	for _, d := range [][]keyring.Denial{
+		nil,
+		{{Kind: keyring.DenyKey, Value: w.boot.ID(), Reason: "stolen", At: w.clock.now()}},
+		{{Kind: keyring.DenyNode, Value: proxy.id(), State: "quarantined"}, {Kind: keyring.DenyNode, Value: w.founder.id()}},
+		{{Kind: keyring.DenyAdmin, Value: keyring.AdminID(public(w.admin))}, {Kind: keyring.DenySubject, Value: "dev/eve", Block: true, At: w.clock.now()}},
+		{{Kind: keyring.DenySession, Value: "s", At: time.Unix(-1<<40, 0)}, {Kind: "nonsense", Value: "x", State: "active"}},
+	} {
+		f.Add(tells(f, proxy.id(), proxy.node, 2, ekm, d...).Body)
+	}
+	f.Add([]byte{0x0a})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		signature, err := keyring.SignRemember(proxy.node, ekm, body)
+		if err != nil {
+			return
+		}
+		before := w.view().Keyring
+		if _, err := w.Remember(t.Context(), &iapmeshv1.RememberRequest{Body: body, Signature: signature}, ekm); err != nil {
+			if fault.Is(err, fault.Internal) {
+				t.Fatal(err)
+			}
+			return
+		}
+		after := w.view().Keyring
+		if after.Closed() == nil || !after.Nodes[w.founder.id()].Trusted() || after.Admins[keyring.AdminID(public(w.admin))].Check(w.clock.now()) != nil {
+			t.Fatal("what a node remembers opened the mesh, or took away who leads or who is to confirm")
+		}
+		for id, k := range after.Keys {
+			if old := before.Keys[id]; old == nil || keyring.KeyLetsIn(old, k) {
+				t.Fatalf("key %s is %s", id, k.State)
+			}
+		}
+		for id, n := range after.Nodes {
+			if old := before.Nodes[id]; old == nil || keyring.NodeLetsIn(old, n) {
+				t.Fatalf("node %s is %s", id, n.State)
+			}
+		}
+	})
+}

@@ -34,6 +34,7 @@ func (c *Controller) Status(ctx context.Context) (*iapmeshv1.Status, error) {
 		MeshId: v.Keyring.Mesh.ID, TrustDomain: v.Keyring.Mesh.TrustDomain, Leader: c.NodeID, Term: uint64(term),
 		Revision: state.RevisionProto(v.Revision), AnsweredBy: c.NodeID, At: timestamppb.New(c.Now()), ManifestDigest: v.Config.Digest[:],
 	}
+	out.Attention = c.attention(v)
 	for _, n := range sortedNodes(v) {
 		s := &iapmeshv1.NodeStatus{Node: state.NodeProto(n), Live: c.Reports.Live(n.ID), Leader: n.ID == c.NodeID, Voter: isVoter[n.ID]}
 		if report, ok := c.Reports.Get(n.ID); ok {

@@ -25,6 +25,7 @@ type tx struct {
 	store   store.Reader
 	Now     time.Time
 	View    *state.View // at least as new as every record that is read
+	listed  bool        // it writes what an operator's list of a restoration says, and may let in what the restoration holds back
 	certain bool        // also what writes nothing is confirmed by a commit: this node still leads, and what it read still holds
 	guards  map[string]store.Revision
 	puts    map[string]store.Entry
@@ -65,7 +66,9 @@ func (c *Controller) updateAmongOthers(ctx context.Context, what string, decide 
 			return store.Revision{}, err
 		}
 		t := newTx(ctx, c.Store, view, c.now())
-		err = decide(t)
+		if err = decide(t); err == nil {
+			err = t.keepsHeld()
+		}
 		if newest := t.newest(); view.Revision.Before(newest) {
 			// The view is older than a record that was read: what was decided on both is worth nothing.
 			if _, err := c.Source.WaitRevision(ctx, newest); err != nil {

@@ -19,6 +19,7 @@ import (
 type electorate struct {
 	mu      sync.Mutex
 	members map[string]control.Voter // guarded by mu
+	lead    []string                 // to whom the lead was handed; guarded by mu
 }
 
 func (e *electorate) Servers(context.Context) ([]control.Voter, error) {
@@ -46,6 +47,13 @@ func (e *electorate) RemoveServer(_ context.Context, id string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.members, id)
+	return nil
+}
+
+func (e *electorate) TransferLeadershipTo(_ context.Context, id, _ string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lead = append(e.lead, id)
 	return nil
 }
 

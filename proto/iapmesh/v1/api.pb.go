@@ -261,6 +261,7 @@ type Status struct {
 	AnsweredBy     string                 `protobuf:"bytes,7,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
 	At             *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=at,proto3" json:"at,omitempty"`
 	ManifestDigest []byte                 `protobuf:"bytes,9,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	Attention      []*Attention           `protobuf:"bytes,10,rep,name=attention,proto3" json:"attention,omitempty"` // what of the mesh as a whole wants an operator's eye
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -354,6 +355,13 @@ func (x *Status) GetAt() *timestamppb.Timestamp {
 func (x *Status) GetManifestDigest() []byte {
 	if x != nil {
 		return x.ManifestDigest
+	}
+	return nil
+}
+
+func (x *Status) GetAttention() []*Attention {
+	if x != nil {
+		return x.Attention
 	}
 	return nil
 }
@@ -3788,14 +3796,14 @@ var File_iapmesh_v1_api_proto protoreflect.FileDescriptor
 const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"\x14iapmesh/v1/api.proto\x12\n" +
-	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18iapmesh/v1/lineage.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x18iapmesh/v1/receipt.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
+	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aiapmesh/v1/attention.proto\x1a\x18iapmesh/v1/lineage.proto\x1a\x15iapmesh/v1/mesh.proto\x1a\x18iapmesh/v1/receipt.proto\x1a\x16iapmesh/v1/state.proto\"\x12\n" +
 	"\x10GetStatusRequest\"?\n" +
 	"\x11GetStatusResponse\x12*\n" +
 	"\x06status\x18\x01 \x01(\v2\x12.iapmesh.v1.StatusR\x06status\"K\n" +
 	"\x12WatchStatusRequest\x125\n" +
 	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\binterval\"A\n" +
 	"\x13WatchStatusResponse\x12*\n" +
-	"\x06status\x18\x01 \x01(\v2\x12.iapmesh.v1.StatusR\x06status\"\xc6\x02\n" +
+	"\x06status\x18\x01 \x01(\v2\x12.iapmesh.v1.StatusR\x06status\"\xfb\x02\n" +
 	"\x06Status\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\tR\x06meshId\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x16\n" +
@@ -3806,7 +3814,9 @@ const file_iapmesh_v1_api_proto_rawDesc = "" +
 	"\vanswered_by\x18\a \x01(\tR\n" +
 	"answeredBy\x12*\n" +
 	"\x02at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12'\n" +
-	"\x0fmanifest_digest\x18\t \x01(\fR\x0emanifestDigest\"\xf3\x01\n" +
+	"\x0fmanifest_digest\x18\t \x01(\fR\x0emanifestDigest\x123\n" +
+	"\tattention\x18\n" +
+	" \x03(\v2\x15.iapmesh.v1.AttentionR\tattention\"\xf3\x01\n" +
 	"\n" +
 	"NodeStatus\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.iapmesh.v1.NodeR\x04node\x12.\n" +
@@ -4183,22 +4193,23 @@ var file_iapmesh_v1_api_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),       // 68: google.protobuf.Duration
 	(*Revision)(nil),                  // 69: iapmesh.v1.Revision
 	(*timestamppb.Timestamp)(nil),     // 70: google.protobuf.Timestamp
-	(*Node)(nil),                      // 71: iapmesh.v1.Node
-	(*NodeReport)(nil),                // 72: iapmesh.v1.NodeReport
-	(Role)(0),                         // 73: iapmesh.v1.Role
-	(*ReceiptRecord)(nil),             // 74: iapmesh.v1.ReceiptRecord
-	(*ReceiptSummary)(nil),            // 75: iapmesh.v1.ReceiptSummary
-	(*ProvisioningKey)(nil),           // 76: iapmesh.v1.ProvisioningKey
-	(Cascade)(0),                      // 77: iapmesh.v1.Cascade
-	(*BlastRadius)(nil),               // 78: iapmesh.v1.BlastRadius
-	(*Lineage)(nil),                   // 79: iapmesh.v1.Lineage
-	(*SigningKey)(nil),                // 80: iapmesh.v1.SigningKey
-	(SigningKeyKind)(0),               // 81: iapmesh.v1.SigningKeyKind
-	(*Resource)(nil),                  // 82: iapmesh.v1.Resource
-	(*Manifest)(nil),                  // 83: iapmesh.v1.Manifest
-	(*Revocation)(nil),                // 84: iapmesh.v1.Revocation
-	(RevocationKind)(0),               // 85: iapmesh.v1.RevocationKind
-	(*Admin)(nil),                     // 86: iapmesh.v1.Admin
+	(*Attention)(nil),                 // 71: iapmesh.v1.Attention
+	(*Node)(nil),                      // 72: iapmesh.v1.Node
+	(*NodeReport)(nil),                // 73: iapmesh.v1.NodeReport
+	(Role)(0),                         // 74: iapmesh.v1.Role
+	(*ReceiptRecord)(nil),             // 75: iapmesh.v1.ReceiptRecord
+	(*ReceiptSummary)(nil),            // 76: iapmesh.v1.ReceiptSummary
+	(*ProvisioningKey)(nil),           // 77: iapmesh.v1.ProvisioningKey
+	(Cascade)(0),                      // 78: iapmesh.v1.Cascade
+	(*BlastRadius)(nil),               // 79: iapmesh.v1.BlastRadius
+	(*Lineage)(nil),                   // 80: iapmesh.v1.Lineage
+	(*SigningKey)(nil),                // 81: iapmesh.v1.SigningKey
+	(SigningKeyKind)(0),               // 82: iapmesh.v1.SigningKeyKind
+	(*Resource)(nil),                  // 83: iapmesh.v1.Resource
+	(*Manifest)(nil),                  // 84: iapmesh.v1.Manifest
+	(*Revocation)(nil),                // 85: iapmesh.v1.Revocation
+	(RevocationKind)(0),               // 86: iapmesh.v1.RevocationKind
+	(*Admin)(nil),                     // 87: iapmesh.v1.Admin
 }
 var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	5,   // 0: iapmesh.v1.GetStatusResponse.status:type_name -> iapmesh.v1.Status
@@ -4207,143 +4218,144 @@ var file_iapmesh_v1_api_proto_depIdxs = []int32{
 	69,  // 3: iapmesh.v1.Status.revision:type_name -> iapmesh.v1.Revision
 	6,   // 4: iapmesh.v1.Status.nodes:type_name -> iapmesh.v1.NodeStatus
 	70,  // 5: iapmesh.v1.Status.at:type_name -> google.protobuf.Timestamp
-	71,  // 6: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
-	72,  // 7: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
-	70,  // 8: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
-	9,   // 9: iapmesh.v1.ListMembersResponse.members:type_name -> iapmesh.v1.Member
-	73,  // 10: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
-	69,  // 11: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
-	12,  // 12: iapmesh.v1.WatchReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
-	69,  // 13: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
-	17,  // 14: iapmesh.v1.Receipt.acknowledged:type_name -> iapmesh.v1.Acknowledgement
-	18,  // 15: iapmesh.v1.Receipt.lagging:type_name -> iapmesh.v1.Laggard
-	74,  // 16: iapmesh.v1.GetReceiptResponse.record:type_name -> iapmesh.v1.ReceiptRecord
-	12,  // 17: iapmesh.v1.GetReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
-	70,  // 18: iapmesh.v1.ListReceiptsRequest.since:type_name -> google.protobuf.Timestamp
-	75,  // 19: iapmesh.v1.ListReceiptsResponse.receipts:type_name -> iapmesh.v1.ReceiptSummary
-	70,  // 20: iapmesh.v1.Acknowledgement.at:type_name -> google.protobuf.Timestamp
-	69,  // 21: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
-	70,  // 22: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
-	70,  // 23: iapmesh.v1.Laggard.as_of:type_name -> google.protobuf.Timestamp
-	70,  // 24: iapmesh.v1.Laggard.stops_by:type_name -> google.protobuf.Timestamp
-	73,  // 25: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
-	70,  // 26: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
-	68,  // 27: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
-	68,  // 28: iapmesh.v1.IssueKeyRequest.rotate_every:type_name -> google.protobuf.Duration
-	68,  // 29: iapmesh.v1.IssueKeyRequest.rotate_grace:type_name -> google.protobuf.Duration
-	76,  // 30: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 31: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 32: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
-	76,  // 33: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	71,  // 34: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
-	68,  // 35: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
-	68,  // 36: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	76,  // 37: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	76,  // 38: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 39: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	77,  // 40: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
-	76,  // 41: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	71,  // 42: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
-	12,  // 43: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	78,  // 44: iapmesh.v1.RevokeKeyResponse.blast:type_name -> iapmesh.v1.BlastRadius
-	79,  // 45: iapmesh.v1.RevokeKeyResponse.lineage:type_name -> iapmesh.v1.Lineage
-	76,  // 46: iapmesh.v1.SuspendKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 47: iapmesh.v1.SuspendKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 48: iapmesh.v1.ResumeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 49: iapmesh.v1.ResumeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	76,  // 50: iapmesh.v1.ApproveKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
-	76,  // 51: iapmesh.v1.ApproveKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
-	12,  // 52: iapmesh.v1.ApproveKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	37,  // 53: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
-	80,  // 54: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
-	12,  // 55: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
-	69,  // 56: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
-	81,  // 57: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
-	12,  // 58: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
-	82,  // 59: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
-	66,  // 60: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
-	42,  // 61: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
-	12,  // 62: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
-	82,  // 63: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
-	67,  // 64: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
-	83,  // 65: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
-	12,  // 66: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
-	12,  // 67: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
-	0,   // 68: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
-	12,  // 69: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
-	53,  // 70: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
-	84,  // 71: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
-	69,  // 72: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
-	85,  // 73: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
-	12,  // 74: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	86,  // 75: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
-	69,  // 76: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
-	86,  // 77: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12,  // 78: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	86,  // 79: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
-	86,  // 80: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
-	12,  // 81: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
-	1,   // 82: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
-	3,   // 83: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
-	7,   // 84: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
-	10,  // 85: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
-	13,  // 86: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
-	15,  // 87: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
-	19,  // 88: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
-	21,  // 89: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
-	23,  // 90: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
-	25,  // 91: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
-	27,  // 92: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
-	29,  // 93: iapmesh.v1.KeyService.SuspendKey:input_type -> iapmesh.v1.SuspendKeyRequest
-	31,  // 94: iapmesh.v1.KeyService.ResumeKey:input_type -> iapmesh.v1.ResumeKeyRequest
-	33,  // 95: iapmesh.v1.KeyService.ApproveKey:input_type -> iapmesh.v1.ApproveKeyRequest
-	35,  // 96: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
-	38,  // 97: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
-	40,  // 98: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
-	43,  // 99: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
-	45,  // 100: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
-	47,  // 101: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
-	49,  // 102: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
-	51,  // 103: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
-	54,  // 104: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
-	56,  // 105: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
-	58,  // 106: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
-	60,  // 107: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
-	62,  // 108: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
-	64,  // 109: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
-	2,   // 110: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
-	4,   // 111: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
-	8,   // 112: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
-	11,  // 113: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
-	14,  // 114: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
-	16,  // 115: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
-	20,  // 116: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
-	22,  // 117: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
-	24,  // 118: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
-	26,  // 119: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
-	28,  // 120: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
-	30,  // 121: iapmesh.v1.KeyService.SuspendKey:output_type -> iapmesh.v1.SuspendKeyResponse
-	32,  // 122: iapmesh.v1.KeyService.ResumeKey:output_type -> iapmesh.v1.ResumeKeyResponse
-	34,  // 123: iapmesh.v1.KeyService.ApproveKey:output_type -> iapmesh.v1.ApproveKeyResponse
-	36,  // 124: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
-	39,  // 125: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
-	41,  // 126: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
-	44,  // 127: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
-	46,  // 128: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
-	48,  // 129: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
-	50,  // 130: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
-	52,  // 131: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
-	55,  // 132: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
-	57,  // 133: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
-	59,  // 134: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
-	61,  // 135: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
-	63,  // 136: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
-	65,  // 137: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
-	110, // [110:138] is the sub-list for method output_type
-	82,  // [82:110] is the sub-list for method input_type
-	82,  // [82:82] is the sub-list for extension type_name
-	82,  // [82:82] is the sub-list for extension extendee
-	0,   // [0:82] is the sub-list for field type_name
+	71,  // 6: iapmesh.v1.Status.attention:type_name -> iapmesh.v1.Attention
+	72,  // 7: iapmesh.v1.NodeStatus.node:type_name -> iapmesh.v1.Node
+	73,  // 8: iapmesh.v1.NodeStatus.report:type_name -> iapmesh.v1.NodeReport
+	70,  // 9: iapmesh.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
+	9,   // 10: iapmesh.v1.ListMembersResponse.members:type_name -> iapmesh.v1.Member
+	74,  // 11: iapmesh.v1.Member.roles:type_name -> iapmesh.v1.Role
+	69,  // 12: iapmesh.v1.WatchReceiptRequest.revision:type_name -> iapmesh.v1.Revision
+	12,  // 13: iapmesh.v1.WatchReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
+	69,  // 14: iapmesh.v1.Receipt.revision:type_name -> iapmesh.v1.Revision
+	17,  // 15: iapmesh.v1.Receipt.acknowledged:type_name -> iapmesh.v1.Acknowledgement
+	18,  // 16: iapmesh.v1.Receipt.lagging:type_name -> iapmesh.v1.Laggard
+	75,  // 17: iapmesh.v1.GetReceiptResponse.record:type_name -> iapmesh.v1.ReceiptRecord
+	12,  // 18: iapmesh.v1.GetReceiptResponse.receipt:type_name -> iapmesh.v1.Receipt
+	70,  // 19: iapmesh.v1.ListReceiptsRequest.since:type_name -> google.protobuf.Timestamp
+	76,  // 20: iapmesh.v1.ListReceiptsResponse.receipts:type_name -> iapmesh.v1.ReceiptSummary
+	70,  // 21: iapmesh.v1.Acknowledgement.at:type_name -> google.protobuf.Timestamp
+	69,  // 22: iapmesh.v1.Laggard.revision:type_name -> iapmesh.v1.Revision
+	70,  // 23: iapmesh.v1.Laggard.since:type_name -> google.protobuf.Timestamp
+	70,  // 24: iapmesh.v1.Laggard.as_of:type_name -> google.protobuf.Timestamp
+	70,  // 25: iapmesh.v1.Laggard.stops_by:type_name -> google.protobuf.Timestamp
+	74,  // 26: iapmesh.v1.IssueKeyRequest.grants:type_name -> iapmesh.v1.Role
+	70,  // 27: iapmesh.v1.IssueKeyRequest.not_before:type_name -> google.protobuf.Timestamp
+	68,  // 28: iapmesh.v1.IssueKeyRequest.ttl:type_name -> google.protobuf.Duration
+	68,  // 29: iapmesh.v1.IssueKeyRequest.rotate_every:type_name -> google.protobuf.Duration
+	68,  // 30: iapmesh.v1.IssueKeyRequest.rotate_grace:type_name -> google.protobuf.Duration
+	77,  // 31: iapmesh.v1.IssueKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 32: iapmesh.v1.IssueKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	77,  // 33: iapmesh.v1.ListKeysResponse.keys:type_name -> iapmesh.v1.ProvisioningKey
+	77,  // 34: iapmesh.v1.GetKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	72,  // 35: iapmesh.v1.GetKeyResponse.nodes:type_name -> iapmesh.v1.Node
+	68,  // 36: iapmesh.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	68,  // 37: iapmesh.v1.RotateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	77,  // 38: iapmesh.v1.RotateKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	77,  // 39: iapmesh.v1.RotateKeyResponse.successor:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 40: iapmesh.v1.RotateKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	78,  // 41: iapmesh.v1.RevokeKeyRequest.cascade:type_name -> iapmesh.v1.Cascade
+	77,  // 42: iapmesh.v1.RevokeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	72,  // 43: iapmesh.v1.RevokeKeyResponse.affected:type_name -> iapmesh.v1.Node
+	12,  // 44: iapmesh.v1.RevokeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	79,  // 45: iapmesh.v1.RevokeKeyResponse.blast:type_name -> iapmesh.v1.BlastRadius
+	80,  // 46: iapmesh.v1.RevokeKeyResponse.lineage:type_name -> iapmesh.v1.Lineage
+	77,  // 47: iapmesh.v1.SuspendKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 48: iapmesh.v1.SuspendKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	77,  // 49: iapmesh.v1.ResumeKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 50: iapmesh.v1.ResumeKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	77,  // 51: iapmesh.v1.ApproveKeyResponse.key:type_name -> iapmesh.v1.ProvisioningKey
+	77,  // 52: iapmesh.v1.ApproveKeyResponse.predecessor:type_name -> iapmesh.v1.ProvisioningKey
+	12,  // 53: iapmesh.v1.ApproveKeyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	37,  // 54: iapmesh.v1.ListSigningKeysResponse.keys:type_name -> iapmesh.v1.SigningKeyStatus
+	81,  // 55: iapmesh.v1.SigningKeyStatus.key:type_name -> iapmesh.v1.SigningKey
+	12,  // 56: iapmesh.v1.SigningKeyStatus.receipt:type_name -> iapmesh.v1.Receipt
+	69,  // 57: iapmesh.v1.SigningKeyStatus.revision:type_name -> iapmesh.v1.Revision
+	82,  // 58: iapmesh.v1.RotateSigningKeysRequest.kind:type_name -> iapmesh.v1.SigningKeyKind
+	12,  // 59: iapmesh.v1.RotateSigningKeysResponse.receipt:type_name -> iapmesh.v1.Receipt
+	83,  // 60: iapmesh.v1.ApplyRequest.resources:type_name -> iapmesh.v1.Resource
+	66,  // 61: iapmesh.v1.ApplyRequest.base:type_name -> iapmesh.v1.ApplyRequest.BaseEntry
+	42,  // 62: iapmesh.v1.ApplyResponse.changes:type_name -> iapmesh.v1.ResourceChange
+	12,  // 63: iapmesh.v1.ApplyResponse.receipt:type_name -> iapmesh.v1.Receipt
+	83,  // 64: iapmesh.v1.GetResourcesResponse.resources:type_name -> iapmesh.v1.Resource
+	67,  // 65: iapmesh.v1.GetResourcesResponse.hashes:type_name -> iapmesh.v1.GetResourcesResponse.HashesEntry
+	84,  // 66: iapmesh.v1.GetResourcesResponse.manifest:type_name -> iapmesh.v1.Manifest
+	12,  // 67: iapmesh.v1.DeleteResourceResponse.receipt:type_name -> iapmesh.v1.Receipt
+	12,  // 68: iapmesh.v1.SetSecretResponse.receipt:type_name -> iapmesh.v1.Receipt
+	0,   // 69: iapmesh.v1.RevokeRequest.target:type_name -> iapmesh.v1.RevokeTarget
+	12,  // 70: iapmesh.v1.RevokeResponse.receipt:type_name -> iapmesh.v1.Receipt
+	53,  // 71: iapmesh.v1.ListRevocationsResponse.revocations:type_name -> iapmesh.v1.RevocationStatus
+	85,  // 72: iapmesh.v1.RevocationStatus.revocation:type_name -> iapmesh.v1.Revocation
+	69,  // 73: iapmesh.v1.RevocationStatus.revision:type_name -> iapmesh.v1.Revision
+	86,  // 74: iapmesh.v1.LiftRevocationRequest.kind:type_name -> iapmesh.v1.RevocationKind
+	12,  // 75: iapmesh.v1.LiftRevocationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	87,  // 76: iapmesh.v1.WhoAmIResponse.admin:type_name -> iapmesh.v1.Admin
+	69,  // 77: iapmesh.v1.WhoAmIResponse.revision:type_name -> iapmesh.v1.Revision
+	87,  // 78: iapmesh.v1.IssueAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12,  // 79: iapmesh.v1.IssueAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	87,  // 80: iapmesh.v1.ListAdminsResponse.admins:type_name -> iapmesh.v1.Admin
+	87,  // 81: iapmesh.v1.RevokeAdminResponse.admin:type_name -> iapmesh.v1.Admin
+	12,  // 82: iapmesh.v1.RevokeAdminResponse.receipt:type_name -> iapmesh.v1.Receipt
+	1,   // 83: iapmesh.v1.ClusterService.GetStatus:input_type -> iapmesh.v1.GetStatusRequest
+	3,   // 84: iapmesh.v1.ClusterService.WatchStatus:input_type -> iapmesh.v1.WatchStatusRequest
+	7,   // 85: iapmesh.v1.ClusterService.ListMembers:input_type -> iapmesh.v1.ListMembersRequest
+	10,  // 86: iapmesh.v1.ClusterService.WatchReceipt:input_type -> iapmesh.v1.WatchReceiptRequest
+	13,  // 87: iapmesh.v1.ClusterService.GetReceipt:input_type -> iapmesh.v1.GetReceiptRequest
+	15,  // 88: iapmesh.v1.ClusterService.ListReceipts:input_type -> iapmesh.v1.ListReceiptsRequest
+	19,  // 89: iapmesh.v1.KeyService.IssueKey:input_type -> iapmesh.v1.IssueKeyRequest
+	21,  // 90: iapmesh.v1.KeyService.ListKeys:input_type -> iapmesh.v1.ListKeysRequest
+	23,  // 91: iapmesh.v1.KeyService.GetKey:input_type -> iapmesh.v1.GetKeyRequest
+	25,  // 92: iapmesh.v1.KeyService.RotateKey:input_type -> iapmesh.v1.RotateKeyRequest
+	27,  // 93: iapmesh.v1.KeyService.RevokeKey:input_type -> iapmesh.v1.RevokeKeyRequest
+	29,  // 94: iapmesh.v1.KeyService.SuspendKey:input_type -> iapmesh.v1.SuspendKeyRequest
+	31,  // 95: iapmesh.v1.KeyService.ResumeKey:input_type -> iapmesh.v1.ResumeKeyRequest
+	33,  // 96: iapmesh.v1.KeyService.ApproveKey:input_type -> iapmesh.v1.ApproveKeyRequest
+	35,  // 97: iapmesh.v1.KeyService.ListSigningKeys:input_type -> iapmesh.v1.ListSigningKeysRequest
+	38,  // 98: iapmesh.v1.KeyService.RotateSigningKeys:input_type -> iapmesh.v1.RotateSigningKeysRequest
+	40,  // 99: iapmesh.v1.ConfigService.Apply:input_type -> iapmesh.v1.ApplyRequest
+	43,  // 100: iapmesh.v1.ConfigService.GetResources:input_type -> iapmesh.v1.GetResourcesRequest
+	45,  // 101: iapmesh.v1.ConfigService.DeleteResource:input_type -> iapmesh.v1.DeleteResourceRequest
+	47,  // 102: iapmesh.v1.ConfigService.SetSecret:input_type -> iapmesh.v1.SetSecretRequest
+	49,  // 103: iapmesh.v1.RevocationService.Revoke:input_type -> iapmesh.v1.RevokeRequest
+	51,  // 104: iapmesh.v1.RevocationService.ListRevocations:input_type -> iapmesh.v1.ListRevocationsRequest
+	54,  // 105: iapmesh.v1.RevocationService.LiftRevocation:input_type -> iapmesh.v1.LiftRevocationRequest
+	56,  // 106: iapmesh.v1.AdminService.WhoAmI:input_type -> iapmesh.v1.WhoAmIRequest
+	58,  // 107: iapmesh.v1.AdminService.RenewAdmin:input_type -> iapmesh.v1.RenewAdminRequest
+	60,  // 108: iapmesh.v1.AdminService.IssueAdmin:input_type -> iapmesh.v1.IssueAdminRequest
+	62,  // 109: iapmesh.v1.AdminService.ListAdmins:input_type -> iapmesh.v1.ListAdminsRequest
+	64,  // 110: iapmesh.v1.AdminService.RevokeAdmin:input_type -> iapmesh.v1.RevokeAdminRequest
+	2,   // 111: iapmesh.v1.ClusterService.GetStatus:output_type -> iapmesh.v1.GetStatusResponse
+	4,   // 112: iapmesh.v1.ClusterService.WatchStatus:output_type -> iapmesh.v1.WatchStatusResponse
+	8,   // 113: iapmesh.v1.ClusterService.ListMembers:output_type -> iapmesh.v1.ListMembersResponse
+	11,  // 114: iapmesh.v1.ClusterService.WatchReceipt:output_type -> iapmesh.v1.WatchReceiptResponse
+	14,  // 115: iapmesh.v1.ClusterService.GetReceipt:output_type -> iapmesh.v1.GetReceiptResponse
+	16,  // 116: iapmesh.v1.ClusterService.ListReceipts:output_type -> iapmesh.v1.ListReceiptsResponse
+	20,  // 117: iapmesh.v1.KeyService.IssueKey:output_type -> iapmesh.v1.IssueKeyResponse
+	22,  // 118: iapmesh.v1.KeyService.ListKeys:output_type -> iapmesh.v1.ListKeysResponse
+	24,  // 119: iapmesh.v1.KeyService.GetKey:output_type -> iapmesh.v1.GetKeyResponse
+	26,  // 120: iapmesh.v1.KeyService.RotateKey:output_type -> iapmesh.v1.RotateKeyResponse
+	28,  // 121: iapmesh.v1.KeyService.RevokeKey:output_type -> iapmesh.v1.RevokeKeyResponse
+	30,  // 122: iapmesh.v1.KeyService.SuspendKey:output_type -> iapmesh.v1.SuspendKeyResponse
+	32,  // 123: iapmesh.v1.KeyService.ResumeKey:output_type -> iapmesh.v1.ResumeKeyResponse
+	34,  // 124: iapmesh.v1.KeyService.ApproveKey:output_type -> iapmesh.v1.ApproveKeyResponse
+	36,  // 125: iapmesh.v1.KeyService.ListSigningKeys:output_type -> iapmesh.v1.ListSigningKeysResponse
+	39,  // 126: iapmesh.v1.KeyService.RotateSigningKeys:output_type -> iapmesh.v1.RotateSigningKeysResponse
+	41,  // 127: iapmesh.v1.ConfigService.Apply:output_type -> iapmesh.v1.ApplyResponse
+	44,  // 128: iapmesh.v1.ConfigService.GetResources:output_type -> iapmesh.v1.GetResourcesResponse
+	46,  // 129: iapmesh.v1.ConfigService.DeleteResource:output_type -> iapmesh.v1.DeleteResourceResponse
+	48,  // 130: iapmesh.v1.ConfigService.SetSecret:output_type -> iapmesh.v1.SetSecretResponse
+	50,  // 131: iapmesh.v1.RevocationService.Revoke:output_type -> iapmesh.v1.RevokeResponse
+	52,  // 132: iapmesh.v1.RevocationService.ListRevocations:output_type -> iapmesh.v1.ListRevocationsResponse
+	55,  // 133: iapmesh.v1.RevocationService.LiftRevocation:output_type -> iapmesh.v1.LiftRevocationResponse
+	57,  // 134: iapmesh.v1.AdminService.WhoAmI:output_type -> iapmesh.v1.WhoAmIResponse
+	59,  // 135: iapmesh.v1.AdminService.RenewAdmin:output_type -> iapmesh.v1.RenewAdminResponse
+	61,  // 136: iapmesh.v1.AdminService.IssueAdmin:output_type -> iapmesh.v1.IssueAdminResponse
+	63,  // 137: iapmesh.v1.AdminService.ListAdmins:output_type -> iapmesh.v1.ListAdminsResponse
+	65,  // 138: iapmesh.v1.AdminService.RevokeAdmin:output_type -> iapmesh.v1.RevokeAdminResponse
+	111, // [111:139] is the sub-list for method output_type
+	83,  // [83:111] is the sub-list for method input_type
+	83,  // [83:83] is the sub-list for extension type_name
+	83,  // [83:83] is the sub-list for extension extendee
+	0,   // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_api_proto_init() }
@@ -4351,6 +4363,7 @@ func file_iapmesh_v1_api_proto_init() {
 	if File_iapmesh_v1_api_proto != nil {
 		return
 	}
+	file_iapmesh_v1_attention_proto_init()
 	file_iapmesh_v1_lineage_proto_init()
 	file_iapmesh_v1_mesh_proto_init()
 	file_iapmesh_v1_receipt_proto_init()
