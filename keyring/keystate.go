@@ -38,12 +38,21 @@ func SuspendKey(k Key, reason string) (Key, error) {
 	return k, nil
 }
 
-// ResumeKey turns suspended into active, or into expired if its time has passed meanwhile.
-func ResumeKey(k Key, now time.Time) (Key, error) {
+// ResumeKey turns suspended into active, or into what time has made of it meanwhile. What a restoration suspended before it had come so
+// far, or after it had given its place up, is put back there: a key that waits for an approval, or whose secret nobody has stored, is
+// pending, and one that has a successor retires. predecessor is the key's; nil if it has none.
+func ResumeKey(k Key, predecessor *Key, now time.Time) (Key, error) {
 	if k.State != KeySuspended {
 		return k, keyConflict(&k, "resume")
 	}
+	completed := predecessor != nil && predecessor.ID == k.Predecessor && predecessor.Successor == k.ID
 	k.State, k.Reason = KeyActive, ""
+	switch {
+	case k.NeedsApproval && k.ApprovedAt.IsZero(), k.ProposedBy != "" && !completed:
+		k.State = KeyPending
+	case k.Successor != "":
+		k.State = KeyRetiring
+	}
 	k, _ = SweepKey(k, now)
 	return k, nil
 }

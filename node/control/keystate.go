@@ -20,7 +20,16 @@ func (c *Controller) SuspendKey(ctx context.Context, by, ref, reason string) (*k
 
 // ResumeKey takes a suspension back.
 func (c *Controller) ResumeKey(ctx context.Context, by, ref string) (*keyring.Key, revision.Revision, error) {
-	return c.moveKey(ctx, by, keyMove{ref, "resume", "", func(k keyring.Key, t *tx) (keyring.Key, error) { return keyring.ResumeKey(k, t.Now) }})
+	return c.moveKey(ctx, by, keyMove{ref, "resume", "", func(k keyring.Key, t *tx) (keyring.Key, error) {
+		var predecessor *keyring.Key
+		if k.Predecessor != "" {
+			var err error
+			if predecessor, err = t.key(k.Predecessor); err != nil && !fault.Is(err, fault.NotFound) {
+				return k, err
+			}
+		}
+		return keyring.ResumeKey(k, predecessor, t.Now)
+	}})
 }
 
 // keyMove is a transition of one key that an administrator asks for.

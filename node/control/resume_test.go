@@ -1,0 +1,69 @@
+package control_test
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// What a restoration suspended is resumed to where it was, and no further: else resuming stood for the second administrator's word, for
+// the rotator's that the secret is stored, and for a key's that had given its place up.
+func TestAKeyThatARestorationSuspendedResumesToWhatItWas(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	must(t, second(w.Apply(t.Context(), "admin/ana", apply(t, fourEyes))))
+	listed := w.issue(func(r *iapmeshv1.IssueKeyRequest) { grantsControl(r); r.Name = "listed" })
+	saved := w.saved()
+	unlisted := w.issue(func(r *iapmeshv1.IssueKeyRequest) { grantsControl(r); r.Name = "unlisted" })
+	scheduled := w.scheduled("edge")
+	w.ask("edge")
+	proposal, err := w.propose(w.founder, scheduled.ID())
+	must(t, err)
+	rotated := w.issue(func(r *iapmeshv1.IssueKeyRequest) { r.Name = "rotated" })
+	_, _, _, err = w.RotateKey(t.Context(), "admin/ana", &iapmeshv1.RotateKeyRequest{Key: "rotated", SuccessorPublicKey: public(newKey(t)), Grace: durationpb.New(time.Hour)})
+	must(t, err)
+
+	_, _, err = w.Restore(t.Context(), "admin/ana", w.signed(saved))
+	must(t, err)
+	w.confirm(listed.ID())
+	for _, id := range []string{listed.ID(), unlisted.ID(), scheduled.ID(), proposal.ID(), rotated.ID()} {
+		if k := w.key(id); k.State != keyring.KeySuspended {
+			t.Fatalf("key %s is %s after the confirmation", k.Name, k.State)
+		}
+		_, _, err := w.ResumeKey(t.Context(), "admin/ana", id)
+		must(t, err)
+	}
+	for _, secret := range []keyring.ProvisioningSecret{listed, unlisted} {
+		if k := w.key(secret.ID()); !k.AwaitsApproval() {
+			t.Errorf("key %s, which nobody approved, is %s", k.Name, k.State)
+		}
+		_, err := w.Join(t.Context(), newJoiner(t, secret, "alone", "eu-west", iapmeshv1.Role_ROLE_CONTROL).attempt())
+		wantKind(t, "join", err, fault.Denied, "awaits the approval")
+		_, _, _, err = w.ApproveKey(t.Context(), "admin/ana", secret.ID())
+		wantKind(t, "approve", err, fault.Denied, "takes another administrator")
+	}
+	if k := w.key(proposal.ID()); !k.Proposed() {
+		t.Errorf("the proposal is %s", k.State)
+	}
+	if k := w.key(rotated.ID()); k.State != keyring.KeyRetiring {
+		t.Errorf("the rotated key is %s", k.State)
+	}
+	must(t, w.complete(w.founder, scheduled.ID(), proposal.ID()))
+	for id, want := range map[string]keyring.KeyState{scheduled.ID(): keyring.KeyRetiring, proposal.ID(): keyring.KeyActive} {
+		if k := w.key(id); k.State != want {
+			t.Errorf("after the completion: %s, want %s", k.State, want)
+		}
+	}
+	// A key that a rotator made, and completed, is resumed to active.
+	_, _, err = w.SuspendKey(t.Context(), "admin/ana", proposal.ID(), "")
+	must(t, err)
+	k, _, err := w.ResumeKey(t.Context(), "admin/ana", proposal.ID())
+	if err != nil || k.State != keyring.KeyActive {
+		t.Errorf("resumed: %v, %v", k, err)
+	}
+}
