@@ -34,7 +34,7 @@ func (c *Controller) IssueKey(ctx context.Context, by string, req *iapmeshv1.Iss
 			NeedsApproval: approval || req.NeedsApproval, By: by, Now: t.Now,
 		})
 		if err == nil && (req.RotateEvery != nil || req.Rotator != "") {
-			issued, err = t.schedule(issued, req.RotateEvery.AsDuration(), req.RotateGrace.AsDuration(), req.Rotator)
+			issued, err = t.schedule(issued, by, scheduleOf(req.RotateEvery, req.RotateGrace, req.Rotator))
 		}
 		if err != nil {
 			return err

@@ -67,3 +67,32 @@ func TestAKeyThatARestorationSuspendedResumesToWhatItWas(t *testing.T) {
 		t.Errorf("resumed: %v, %v", k, err)
 	}
 }
+
+// One administrator alone makes no key that grants control, nor by way of a node: the rotator is who makes the secret, and who named it
+// does not approve what it made.
+func TestWhoNamedTheRotatorDoesNotApproveItsProposal(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	secret := w.issue(func(r *iapmeshv1.IssueKeyRequest) { grantsControl(r); r.Name = "controls" })
+	must(t, second(w.Apply(t.Context(), "admin/ana", apply(t, fourEyes))))
+	w.joined(w.boot, "other", "eu-west")
+	schedule := func(by, rotator string, every time.Duration) {
+		t.Helper()
+		must(t, second2(w.ScheduleKey(t.Context(), by, &iapmeshv1.ScheduleKeyRequest{Key: secret.ID(), RotateEvery: durationpb.New(every), Rotator: rotator})))
+	}
+	schedule("admin/ben", "other", 7*24*time.Hour)
+	schedule("admin/ana", "founder", 7*24*time.Hour)
+	schedule("admin/ben", "founder", 14*24*time.Hour) // how often is no matter of whom
+	w.ask("controls")
+	next, err := w.propose(w.founder, secret.ID())
+	wantKind(t, "propose", err, fault.Denied, "awaits an administrator")
+	_, _, _, err = w.ApproveKey(t.Context(), "admin/ana", next.ID())
+	wantKind(t, "approve", err, fault.Denied, "admin/ana named node "+w.founder.id())
+	wantKind(t, "complete", w.complete(w.founder, secret.ID(), next.ID()), fault.Denied, "awaits the approval")
+	_, _, _, err = w.ApproveKey(t.Context(), "admin/ben", next.ID())
+	must(t, err)
+	must(t, w.complete(w.founder, secret.ID(), next.ID()))
+	if k := w.key(next.ID()); k.State != keyring.KeyActive || k.ScheduledBy != "admin/ana" {
+		t.Errorf("completed: %+v", k)
+	}
+}

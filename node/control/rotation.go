@@ -3,7 +3,8 @@ package control
 import (
 	"context"
 	"errors"
-	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -13,9 +14,10 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// schedule sets a key's schedule; rotator is a node's id or name. No period and no rotator: no schedule.
-func (t *tx) schedule(k keyring.Key, every, grace time.Duration, rotator string) (keyring.Key, error) {
-	s := keyring.Schedule{Every: every, Grace: grace}
+// schedule sets a key's schedule; its rotator is a node's id or name. No period and no rotator: no schedule.
+func (t *tx) schedule(k keyring.Key, by string, s keyring.Schedule) (keyring.Key, error) {
+	rotator := s.Rotator
+	s.By = by
 	var node *keyring.Node
 	if rotator != "" {
 		var err error
@@ -29,6 +31,10 @@ func (t *tx) schedule(k keyring.Key, every, grace time.Duration, rotator string)
 	return keyring.ScheduleKey(k, s, node)
 }
 
+func scheduleOf(every, grace *durationpb.Duration, rotator string) keyring.Schedule {
+	return keyring.Schedule{Every: every.AsDuration(), Grace: grace.AsDuration(), Rotator: rotator}
+}
+
 // ScheduleKey sets how often a key is rotated, and by which node, or takes its schedule away.
 func (c *Controller) ScheduleKey(ctx context.Context, by string, req *iapmeshv1.ScheduleKeyRequest) (*keyring.Key, revision.Revision, error) {
 	var scheduled keyring.Key
@@ -37,7 +43,7 @@ func (c *Controller) ScheduleKey(ctx context.Context, by string, req *iapmeshv1.
 		if err != nil {
 			return err
 		}
-		if scheduled, err = t.schedule(*k, req.RotateEvery.AsDuration(), req.RotateGrace.AsDuration(), req.Rotator); err != nil {
+		if scheduled, err = t.schedule(*k, by, scheduleOf(req.RotateEvery, req.RotateGrace, req.Rotator)); err != nil {
 			return err
 		}
 		t.put(state.PutKey(&scheduled))
