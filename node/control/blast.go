@@ -34,7 +34,7 @@ func (c *Controller) PreviewKeyRevocation(ctx context.Context, by string, req *i
 	if req.Cascade == iapmeshv1.Cascade_CASCADE_UNSPECIFIED {
 		cascade = keyring.CascadeKeep
 	}
-	revoked, changed, err := keyring.RevokeKey(*k, v.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, Now: c.now()})
+	revoked, changed, err := keyring.RevokeKey(*k, v.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, Now: c.now(), Unconfirmed: v.Keyring.Unconfirmed()})
 	if err != nil {
 		return nil, nil, err
 	}

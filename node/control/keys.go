@@ -113,7 +113,7 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 			if err != nil {
 				return err
 			}
-			revoked, batch, err = keyring.RevokeKey(*k, t.View.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, By: by, Now: t.Now})
+			revoked, batch, err = keyring.RevokeKey(*k, t.View.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, By: by, Now: t.Now, Unconfirmed: t.View.Keyring.Unconfirmed()})
 			if err != nil {
 				return err
 			}
