@@ -144,7 +144,8 @@ func (m *merger) keys() {
 		if s != nil && (keyRank(k.State) > keyRank(s.State) || m.DenyOnly && k.Reason != s.Reason) && (k.State == KeyRevoked || k.State == KeySuspended && k.Reason != m.Restoration.Reason()) {
 			m.refused(Denial{Kind: DenyKey, Value: id, State: string(k.State), Reason: k.Reason, Source: source})
 		}
-		if admits(k.State) && !m.DenyOnly {
+		successor := s == nil && k.Scheduled() && k.succeedable() // it admits nobody, but its rotator would make one that does
+		if (admits(k.State) || successor) && !m.DenyOnly {
 			held := HeldKey{ID: id, State: k.State}
 			k.State, k.Reason = KeySuspended, m.Restoration.Reason()
 			if s != nil {

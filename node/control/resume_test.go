@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -94,5 +95,39 @@ func TestWhoNamedTheRotatorDoesNotApproveItsProposal(t *testing.T) {
 	must(t, w.complete(w.founder, secret.ID(), next.ID()))
 	if k := w.key(next.ID()); k.State != keyring.KeyActive || k.ScheduledBy != "admin/ana" {
 		t.Errorf("completed: %+v", k)
+	}
+}
+
+// While a restoration awaits its confirmation no rotator makes a key, not even of one that is used up and so is not held back.
+func TestNobodyRotatesWhileARestorationIsUnconfirmed(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	scheduled := func(name string) keyring.ProvisioningSecret {
+		return w.issue(func(r *iapmeshv1.IssueKeyRequest) {
+			r.Name, r.MaxUses, r.Ttl = name, proto.Uint32(1), durationpb.New(60*24*time.Hour)
+			r.RotateEvery, r.Rotator = durationpb.New(7*24*time.Hour), "founder"
+		})
+	}
+	usedUp := scheduled("edge")
+	w.joined(usedUp, "px", "eu-west")
+	saved := w.saved()
+	later := scheduled("later")
+	w.joined(later, "py", "eu-west")
+	_, _, err := w.Restore(t.Context(), "admin/ana", w.signed(saved))
+	must(t, err)
+	if k := w.key(later.ID()); k.State != keyring.KeySuspended {
+		t.Errorf("a used-up key that the snapshot does not know, and that would be rotated, is %s", k.State)
+	}
+	w.ask(usedUp.ID())
+	_, err = w.propose(w.founder, usedUp.ID())
+	wantKind(t, "propose", err, fault.Conflict, "awaits an operator")
+	wantKind(t, "complete", w.complete(w.founder, usedUp.ID(), later.ID()), fault.Conflict, "awaits an operator")
+	w.confirm()
+	next, err := w.propose(w.founder, usedUp.ID())
+	must(t, err)
+	must(t, w.complete(w.founder, usedUp.ID(), next.ID()))
+	k, _, err := w.ResumeKey(t.Context(), "admin/ana", later.ID())
+	if err != nil || k.State != keyring.KeyExhausted {
+		t.Errorf("resumed: %v, %v", k, err)
 	}
 }

@@ -88,6 +88,9 @@ func (c *Controller) ProposeSuccessor(ctx context.Context, nodeID string, req *i
 	var replaced *keyring.Key
 	isNew := false
 	at, err := c.update(ctx, "propose a successor of key "+req.KeyId, func(t *tx) error {
+		if err := t.rotates(); err != nil {
+			return err
+		}
 		k, err := t.key(req.KeyId)
 		if err != nil {
 			return err
@@ -150,6 +153,9 @@ func (c *Controller) CompleteRotation(ctx context.Context, nodeID string, req *i
 	var before, after keyring.Key
 	isNew := false
 	at, err := c.update(ctx, "complete the rotation of key "+req.KeyId, func(t *tx) error {
+		if err := t.rotates(); err != nil {
+			return err
+		}
 		k, err := t.key(req.KeyId)
 		if err != nil {
 			return err
@@ -179,6 +185,14 @@ func (c *Controller) CompleteRotation(ctx context.Context, nodeID string, req *i
 	c.record(ctx, audit.KindRotation, "node/"+nodeID, map[string]string{"action": "key.rotate", "key": before.ID, "successor": after.ID, "receipt": c.ReceiptID(at)})
 	c.Logger.Info("key rotated", "key", before.ID, "name", before.Name, "successor", after.ID, "rotator", nodeID, "grace_until", before.GraceUntil)
 	return at, nil
+}
+
+// rotates refuses a rotator while a restoration is unconfirmed: a successor that comes now would be in no list that an operator reads.
+func (t *tx) rotates() error {
+	if err := t.View.Keyring.Closed(); err != nil {
+		return fault.New(fault.Conflict, "%w", err)
+	}
+	return nil
 }
 
 // closeProposals revokes the proposals that nobody can complete any more.
