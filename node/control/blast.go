@@ -126,6 +126,14 @@ func (s *Survey) Blast(changed []keyring.Node) *iapmeshv1.BlastRadius {
 				out.SigningKeys = append(out.SigningKeys, state.SigningKeyProto(k))
 			}
 		}
+		if n.State != keyring.NodeRevoked {
+			continue
+		}
+		for _, k := range knownAssertionKeys(v, was) {
+			if !slices.ContainsFunc(out.SigningKeys, func(have *iapmeshv1.SigningKey) bool { return have.Kid == k.KID }) {
+				out.SigningKeys = append(out.SigningKeys, state.SigningKeyProto(k))
+			}
+		}
 	}
 	out.Sessions = live.count(held)
 	out.SigningKeys = append(out.SigningKeys, assertionKeysOf(v, after)...)

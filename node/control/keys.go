@@ -133,8 +133,14 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 			act.Reason, act.More = req.Reason, more
 			t.put(state.PutKey(&revoked))
 			for i := range batch {
-				if _, err := t.node(batch[i].ID); err != nil { // guards what the cascade was decided on
+				was, err := t.node(batch[i].ID) // guards what the cascade was decided on
+				if err != nil {
 					return err
+				}
+				if batch[i].State == keyring.NodeRevoked {
+					if err := c.distrust(t, was); err != nil {
+						return err
+					}
 				}
 				t.put(state.PutNode(&batch[i]))
 				if err := c.revokeSigningKeysOf(t, batch[i].ID, "key "+k.ID+" revoked"); err != nil {
