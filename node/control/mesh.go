@@ -228,7 +228,7 @@ func (m *MeshServer) EndSession(ctx context.Context, req *iapmeshv1.EndSessionRe
 
 // Rebind implements MeshService.
 func (m *MeshServer) Rebind(ctx context.Context, req *iapmeshv1.RebindRequest) (*iapmeshv1.RebindResponse, error) {
-	node, err := m.Caller(ctx)
+	node, err := m.present(ctx) // the quota of recoveries counts by the key that a node is bound to
 	if err != nil {
 		return nil, err
 	}
