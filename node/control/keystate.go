@@ -28,7 +28,11 @@ func (c *Controller) ResumeKey(ctx context.Context, by, ref string) (*keyring.Ke
 				return k, err
 			}
 		}
-		return keyring.ResumeKey(k, predecessor, t.Now)
+		after, err := keyring.ResumeKey(k, predecessor, t.Now)
+		if open := t.View.Keyring.OpenProposal(k.Predecessor); err == nil && after.Proposed() && open != nil {
+			return k, fault.New(fault.Conflict, "key %s: resume: its rotator has proposed %s instead: revoke this one", k.ID, open.ID)
+		}
+		return after, err
 	}})
 }
 

@@ -131,3 +131,22 @@ func TestNobodyRotatesWhileARestorationIsUnconfirmed(t *testing.T) {
 		t.Errorf("resumed: %v, %v", k, err)
 	}
 }
+
+// A proposal that a restoration suspended does not come back beside the one that its rotator has made instead.
+func TestOnlyOneProposalIsOpen(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	scheduled := w.scheduled("edge")
+	saved := w.saved()
+	w.ask("edge")
+	lost, err := w.propose(w.founder, scheduled.ID())
+	must(t, err)
+	_, _, err = w.Restore(t.Context(), "admin/ana", w.signed(saved))
+	must(t, err)
+	w.confirm()
+	next, err := w.propose(w.founder, scheduled.ID())
+	must(t, err)
+	_, _, err = w.ResumeKey(t.Context(), "admin/ana", lost.ID())
+	wantKind(t, "resume", err, fault.Conflict, "has proposed "+next.ID())
+	must(t, w.complete(w.founder, scheduled.ID(), next.ID()))
+}
