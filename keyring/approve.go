@@ -25,7 +25,7 @@ type ApproveRequest struct {
 	Now         time.Time
 }
 
-// ApproveKey activates a key that awaits an approval. By whoever issued it: Denied. What awaits none, or whose time was over before
+// ApproveKey activates a key that awaits an approval. By whoever issued it, or named the rotator that made it: Denied. What awaits none, or whose time was over before
 // anybody approved it, is a Conflict. A successor takes over with that: the returned predecessor begins its grace. It has stood as it was
 // until now, so that it may have been suspended, revoked or rotated otherwise; then it has no place to give up, and that is a Conflict.
 // A rotator's proposal stays pending: it takes over once its secret is kept (CompleteRotation).
@@ -35,6 +35,8 @@ func ApproveKey(k Key, r ApproveRequest) (approved Key, predecessor *Key, err er
 		return k, nil, fault.New(fault.Conflict, "key %s: approve: it awaits no approval: it is %s", k.ID, k.State)
 	case r.By == "" || r.By == k.CreatedBy:
 		return k, nil, fault.New(fault.Denied, "key %s: %s asked for it: it takes another administrator to approve it", k.ID, k.CreatedBy)
+	case k.Proposed() && r.By == k.ScheduledBy:
+		return k, nil, fault.New(fault.Denied, "key %s: %s named node %s, which made it: it takes another administrator to approve it", k.ID, r.By, k.ProposedBy)
 	case over(k.ExpiresAt, r.Now):
 		return k, nil, fault.New(fault.Conflict, "key %s: approve: its time was over at %s: issue another", k.ID, stamp(k.ExpiresAt))
 	}

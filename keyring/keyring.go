@@ -86,6 +86,7 @@ type Key struct {
 	Rotator         string        // id of the node that makes the successors, and has the secrets stored
 	RotateRequested bool          // an operator asked the rotator to act now
 	ProposedBy      string        // id of the rotator that made this key; empty: an operator issued it
+	ScheduledBy     string        // who named the rotator; approves no successor that it makes
 }
 
 // MaxRecentUses bounds Key.RecentUses.

@@ -38,12 +38,21 @@ func SuspendKey(k Key, reason string) (Key, error) {
 	return k, nil
 }
 
-// ResumeKey turns suspended into active, or into expired if its time has passed meanwhile.
-func ResumeKey(k Key, now time.Time) (Key, error) {
+// ResumeKey turns suspended into active, or into what time has made of it meanwhile. What a restoration suspended before it had come so
+// far, or after it had given its place up, is put back there: a key that waits for an approval, or whose secret nobody has stored, is
+// pending, and one that has a successor retires. predecessor is the key's; nil if it has none.
+func ResumeKey(k Key, predecessor *Key, now time.Time) (Key, error) {
 	if k.State != KeySuspended {
 		return k, keyConflict(&k, "resume")
 	}
+	completed := predecessor != nil && predecessor.ID == k.Predecessor && predecessor.Successor == k.ID
 	k.State, k.Reason = KeyActive, ""
+	switch {
+	case k.NeedsApproval && k.ApprovedAt.IsZero(), k.ProposedBy != "" && !completed:
+		k.State = KeyPending
+	case k.Successor != "":
+		k.State = KeyRetiring
+	}
 	k, _ = SweepKey(k, now)
 	return k, nil
 }
@@ -99,6 +108,8 @@ type RevokeRequest struct {
 	ByHolder bool // by proof of holding the key: keep only
 	By       string
 	Now      time.Time
+
+	Unconfirmed *Restoration // whose confirmation would give nodes back that the cascade keeps; nil if there is none
 }
 
 // strength orders the cascades; 0 is none of them.
@@ -129,7 +140,7 @@ func RevokeKey(k Key, under []*Node, r RevokeRequest) (Key, []Node, error) {
 	k.Cascade = r.Cascade
 	var changed []Node
 	for _, n := range under {
-		if after, ok := cascadeTo(*n, r.Cascade, "key "+k.ID+" revoked", r.Now); ok {
+		if after, ok := cascadeTo(*n, &r, "key "+k.ID+" revoked"); ok {
 			changed = append(changed, after)
 		}
 	}
@@ -137,12 +148,12 @@ func RevokeKey(k Key, under []*Node, r RevokeRequest) (Key, []Node, error) {
 	return k, changed, nil
 }
 
-func cascadeTo(n Node, c Cascade, reason string, now time.Time) (Node, bool) {
+func cascadeTo(n Node, r *RevokeRequest, reason string) (Node, bool) {
 	switch {
-	case c == CascadeQuarantine && n.Trusted():
-		return n.to(NodeQuarantined, reason, now), true
-	case c == CascadeKill && n.State != NodeRevoked:
-		return n.to(NodeRevoked, reason, now), true
+	case r.Cascade == CascadeQuarantine && (n.Trusted() || r.Unconfirmed.holds(&n)):
+		return n.to(NodeQuarantined, reason, r.Now), true
+	case r.Cascade == CascadeKill && n.State != NodeRevoked:
+		return n.to(NodeRevoked, reason, r.Now), true
 	}
 	return n, false
 }

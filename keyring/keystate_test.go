@@ -35,11 +35,11 @@ func TestKeyTransitions(t *testing.T) {
 			map[keyring.KeyState]keyring.KeyState{keyring.KeyActive: keyring.KeySuspended},
 		},
 		"resume": {
-			func(k keyring.Key) (keyring.Key, error) { return keyring.ResumeKey(k, now) },
+			func(k keyring.Key) (keyring.Key, error) { return keyring.ResumeKey(k, nil, now) },
 			map[keyring.KeyState]keyring.KeyState{keyring.KeySuspended: keyring.KeyActive},
 		},
 		"resume after expiry": {
-			func(k keyring.Key) (keyring.Key, error) { return keyring.ResumeKey(k, now.Add(48*time.Hour)) },
+			func(k keyring.Key) (keyring.Key, error) { return keyring.ResumeKey(k, nil, now.Add(48*time.Hour)) },
 			map[keyring.KeyState]keyring.KeyState{keyring.KeySuspended: keyring.KeyExpired},
 		},
 		"rotate": {rotate, map[keyring.KeyState]keyring.KeyState{

@@ -73,7 +73,7 @@ func TestWhateverIsDoneToAKey(t *testing.T) {
 				return after, err
 			}),
 			"suspend": step(func() (keyring.Key, error) { return keyring.SuspendKey(k, "") }),
-			"resume":  step(func() (keyring.Key, error) { return keyring.ResumeKey(k, at) }),
+			"resume":  step(func() (keyring.Key, error) { return keyring.ResumeKey(k, nil, at) }),
 			"sweep":   step(func() (keyring.Key, error) { after, _ := keyring.SweepKey(k, at); return after, nil }),
 			"rotate": step(func() (keyring.Key, error) {
 				grace := time.Duration(rapid.IntRange(0, 30).Draw(rt, "grace")) * time.Hour

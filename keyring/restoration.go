@@ -218,6 +218,19 @@ func (r *Restoration) HeldBack() string {
 	return fmt.Sprintf("held back when the restoration under epoch %d was confirmed", r.Statement.NewEpoch)
 }
 
+// holds reports whether confirming the restoration would give the node back.
+func (r *Restoration) holds(n *Node) bool {
+	return r != nil && n.State == NodeQuarantined && n.Reason == r.Reason()
+}
+
+// Keep makes of a quarantine that a restoration's confirmation would end one that only an operator ends. Any other node stays as it is.
+func (r *Restoration) Keep(n Node, reason string, now time.Time) (Node, error) {
+	if !r.holds(&n) {
+		return n, nil
+	}
+	return n.toFor(NodeQuarantined, cmp.Or(reason, "quarantined by an operator before the restoration was confirmed"), now)
+}
+
 // Pending is what of the list is still held back in a state.
 func (r *Restoration) Pending(c *Contents) RestoreList {
 	var out RestoreList
@@ -227,7 +240,7 @@ func (r *Restoration) Pending(c *Contents) RestoreList {
 		}
 	}
 	for _, h := range r.List.Nodes {
-		if n := c.Nodes[h.ID]; n != nil && n.State == NodeQuarantined && n.Reason == r.Reason() {
+		if n := c.Nodes[h.ID]; n != nil && r.holds(n) {
 			out.Nodes = append(out.Nodes, h)
 		}
 	}

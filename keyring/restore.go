@@ -97,12 +97,16 @@ type merger struct {
 	out     Restored
 }
 
-// strictness orders what a denial of a key or node makes of it.
+// strictness orders what a denial makes of a key, a node or a user.
 func strictness(d Denial) int {
-	if d.Block {
+	weaker := slices.Index([]string{string(NodeQuarantined), string(KeySuspended), string(NodeDeparted)}, d.State)
+	switch {
+	case d.Block:
 		return 4
+	case weaker < 0: // revoked
+		return 3
 	}
-	return slices.Index([]string{string(NodeQuarantined), string(KeySuspended), string(NodeDeparted)}, d.State) // -1: revoked
+	return weaker
 }
 
 func keyRank(s KeyState) int {
@@ -131,16 +135,17 @@ func (m *merger) keys() {
 		if d, ok := m.denied[DenyKey][id]; ok {
 			switch {
 			case k.State == KeyRevoked:
-			case d.State == string(KeySuspended) && admits(k.State):
+			case d.State == string(KeySuspended) && (admits(k.State) || k.State == KeySuspended && k.Reason == m.Restoration.Reason()):
 				k.State, k.Reason, source = KeySuspended, d.Reason, d.Source
 			case d.State != string(KeySuspended):
 				k.State, k.Cascade, k.RevokedAt, k.Reason, source = KeyRevoked, CascadeKeep, m.when(d), d.Reason, d.Source
 			}
 		}
-		if s != nil && keyRank(k.State) > keyRank(s.State) && (k.State == KeyRevoked || k.State == KeySuspended && k.Reason != m.Restoration.Reason()) {
+		if s != nil && (keyRank(k.State) > keyRank(s.State) || m.DenyOnly && k.Reason != s.Reason) && (k.State == KeyRevoked || k.State == KeySuspended && k.Reason != m.Restoration.Reason()) {
 			m.refused(Denial{Kind: DenyKey, Value: id, State: string(k.State), Reason: k.Reason, Source: source})
 		}
-		if admits(k.State) && !m.DenyOnly {
+		successor := s == nil && k.Scheduled() && k.succeedable() // it admits nobody, but its rotator would make one that does
+		if (admits(k.State) || successor) && !m.DenyOnly {
 			held := HeldKey{ID: id, State: k.State}
 			k.State, k.Reason = KeySuspended, m.Restoration.Reason()
 			if s != nil {
@@ -176,11 +181,11 @@ func (m *merger) nodes() {
 			if d.State == string(NodeQuarantined) || d.State == string(NodeDeparted) {
 				state = NodeState(d.State)
 			}
-			if nodeRank(state) > nodeRank(n.State) {
+			if nodeRank(state) > nodeRank(n.State) || state == NodeQuarantined && m.Restoration.holds(&n) {
 				n, source = n.to(state, d.Reason, m.when(d)), d.Source
 			}
 		}
-		if s != nil && (s.Trusted() || m.DenyOnly && nodeRank(n.State) > nodeRank(s.State)) && !n.Trusted() && n.Reason != m.Restoration.Reason() {
+		if s != nil && (s.Trusted() || m.DenyOnly && (nodeRank(n.State) > nodeRank(s.State) || n.Reason != s.Reason)) && !n.Trusted() && n.Reason != m.Restoration.Reason() {
 			m.refused(Denial{Kind: DenyNode, Value: id, State: string(n.State), Reason: n.Reason, Source: source})
 		}
 		kept := slices.Contains(m.Restoration.Kept, id)

@@ -22,6 +22,7 @@ type Schedule struct {
 	Every   time.Duration
 	Grace   time.Duration // for how long each predecessor still admits
 	Rotator string        // node id
+	By      string        // who names it; with a schedule alone
 }
 
 // ScheduleKey sets the key's schedule, which its successors inherit, or with the zero value takes it away. rotator is the node that
@@ -30,8 +31,8 @@ func ScheduleKey(k Key, s Schedule, rotator *Node) (Key, error) {
 	if k.Successor != "" || k.State == KeyRevoked || k.Proposed() {
 		return k, keyConflict(&k, "schedule")
 	}
-	if s == (Schedule{}) {
-		k.RotateEvery, k.RotateGrace, k.Rotator, k.RotateRequested = 0, 0, "", false
+	if s.Every == 0 && s.Grace == 0 && s.Rotator == "" {
+		k.RotateEvery, k.RotateGrace, k.Rotator, k.ScheduledBy, k.RotateRequested = 0, 0, "", "", false
 		return k, nil
 	}
 	switch {
@@ -46,6 +47,9 @@ func ScheduleKey(k Key, s Schedule, rotator *Node) (Key, error) {
 	}
 	if s.Rotator != k.Rotator {
 		k.RotateRequested = false // it was asked of another node
+	}
+	if s.Rotator != k.Rotator {
+		k.ScheduledBy = s.By // whoever only changes how often says nothing of who makes the successors
 	}
 	k.RotateEvery, k.RotateGrace, k.Rotator = s.Every, s.Grace, s.Rotator
 	return k, nil
@@ -242,7 +246,7 @@ func succeed(k *Key, r RotateRequest) (Key, error) {
 }
 
 func (k *Key) inheritSchedule(of *Key) {
-	k.RotateEvery, k.RotateGrace, k.Rotator = of.RotateEvery, of.RotateGrace, of.Rotator
+	k.RotateEvery, k.RotateGrace, k.Rotator, k.ScheduledBy = of.RotateEvery, of.RotateGrace, of.Rotator, of.ScheduledBy
 }
 
 // retire sends a key into retirement behind its successor.

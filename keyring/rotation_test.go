@@ -376,7 +376,13 @@ func TestWhateverIsDoneToAChain(t *testing.T) {
 			"request":  one(func(_ *rapid.T, k keyring.Key) (keyring.Key, error) { return keyring.RequestKeyRotation(k) }),
 			"activate": one(func(_ *rapid.T, k keyring.Key) (keyring.Key, error) { return keyring.ActivateKey(k, at) }),
 			"suspend":  one(func(_ *rapid.T, k keyring.Key) (keyring.Key, error) { return keyring.SuspendKey(k, "") }),
-			"resume":   one(func(_ *rapid.T, k keyring.Key) (keyring.Key, error) { return keyring.ResumeKey(k, at) }),
+			"resume": one(func(_ *rapid.T, k keyring.Key) (keyring.Key, error) {
+				var before *keyring.Key
+				if p, ok := keys[k.Predecessor]; ok {
+					before = &p
+				}
+				return keyring.ResumeKey(k, before, at)
+			}),
 			"join": one(func(rt *rapid.T, k keyring.Key) (keyring.Key, error) {
 				after, err := keyring.AdmitJoin(k, facts(func(f *keyring.JoinFacts) { f.Now = at }))
 				if err == nil && k.Proposed() {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -29,8 +30,11 @@ type RecoverConfig struct {
 	Sign       Sign
 	Epoch      uint64           // to begin; 0: the next
 	Remembered []keyring.Denial // what is known as refused from elsewhere
-	Logger     *slog.Logger
-	Now        func() time.Time // nil: time.Now
+
+	// Ask asks these aggregators what was refused since a time, beside Remembered; nil: nobody is asked.
+	Ask    func(ctx context.Context, aggregators []string, since time.Time) []keyring.Denial
+	Logger *slog.Logger
+	Now    func() time.Time // nil: time.Now
 }
 
 // Recovered is what became of the mesh.
@@ -75,6 +79,13 @@ func Recover(ctx context.Context, c RecoverConfig) (*Recovered, error) {
 		return nil, err
 	}
 	r := &control.Refounding{Entries: entries, Revision: at, Remembered: c.Remembered, Now: c.Now().UTC().Truncate(time.Millisecond), Survivor: id.public.NodeID}
+	if c.Ask != nil {
+		aggregators, since, err := r.Asked()
+		if err != nil {
+			return nil, err
+		}
+		r.Remembered = slices.Concat(c.Remembered, c.Ask(ctx, aggregators, since))
+	}
 	if r.Statement, r.Signature, err = signRecovery(&c, id, entries, at); err != nil {
 		return nil, err
 	}

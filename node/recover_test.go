@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,9 +34,12 @@ func TestASurvivorRecoversTheMesh(t *testing.T) {
 	if _, err := mesh.In("edge").Recover(); !fault.Is(err, fault.Invalid) {
 		t.Errorf("recover from a node that holds no state: %v, want Invalid", err)
 	}
-	made, err := survivor.Recover()
+	made, err := survivor.Recover(keyring.Denial{Kind: keyring.DenySubject, Value: "dev/carol", Block: true, Source: keyring.FromTrail, At: time.Now()})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(made.Status.Refused, func(d *iapmeshv1.Denial) bool { return d.Value == "dev/carol" && d.Block }) {
+		t.Errorf("what the trail remembers is not refused: %v", made.Status.Refused)
 	}
 	if made.Status.Revision.Epoch != 2 || len(made.Status.Nodes) != 1 || made.Status.Nodes[0].Name != "edge-1" {
 		t.Errorf("recovered: %v", made.Status)

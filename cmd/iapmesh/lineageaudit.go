@@ -48,10 +48,17 @@ type answer struct {
 
 func newInquiry(c *cli, l *iapmeshv1.Lineage, w audit.Window) *inquiry {
 	q := &inquiry{c: c, lineage: l, window: w}
-	for _, k := range l.Keys[:min(len(l.Keys), audit.MaxSummaryKeys)] {
+	for _, k := range askedOf(l, audit.MaxSummaryKeys) {
 		q.Keys = append(q.Keys, audit.KeyActivity{Key: k.Key.Id})
 	}
 	return q
+}
+
+// askedOf are as many of a chain as may be asked about at once: the key that was meant, and those nearest to it.
+func askedOf(l *iapmeshv1.Lineage, limit int) []*iapmeshv1.KeyLineage {
+	at := slices.IndexFunc(l.Keys, func(k *iapmeshv1.KeyLineage) bool { return k.GetKey().GetId() == l.Key })
+	first := min(max(0, at-limit/2), max(0, len(l.Keys)-limit))
+	return l.Keys[first:min(len(l.Keys), first+limit)]
 }
 
 // ask asks one aggregator after the other: each leaves out what those before it have counted, because a node that changed its aggregator
@@ -202,7 +209,7 @@ func (q *inquiry) lines(t *table, d *lineageTree) {
 		return
 	}
 	if len(q.lineage.Keys) > len(q.Keys) {
-		t.line("%s", t.paint(yellow, fmt.Sprintf("The chain is longer: only the %d oldest keys were counted.", len(q.Keys))))
+		t.line("%s", t.paint(yellow, fmt.Sprintf("The chain is longer: only %d keys around this one were counted.", len(q.Keys))))
 	}
 	for _, p := range q.Problems {
 		t.line("%s", t.paint(red, printable(p)))

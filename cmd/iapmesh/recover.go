@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,12 +16,14 @@ import (
 func newRecoverCommand(c *cli) *cobra.Command {
 	var file, dir string
 	var epoch uint64
+	var noTrail bool
 	cmd := &cobra.Command{
 		Use: "recover", Short: "Found the mesh anew from this machine's control node, after the quorum was lost for good",
 		Long: `Found the mesh anew from one control node that survived, where so many others are lost for good that nothing can be committed any
 more. Stop the node first, and stop what is left of the other control nodes for good: they join anew, empty. The node keeps all
 that it knew as committed, becomes the only voter, and begins another epoch: all sessions end, keys are suspended, other nodes
-quarantined, until an operator has confirmed the list. The old log is kept beside the new one.
+quarantined, until an operator has confirmed the list. The old log is kept beside the new one. What aggregators remember as revoked
+since the last that this node knows stays revoked.
 
 Where several survived, recover from the one whose revision is the highest (iapmesh_raft_applied_index in its last metrics): what
 only another one knew is lost.`,
@@ -38,16 +41,17 @@ only another one knew is lost.`,
 			if dir != "" {
 				config.DataDir = dir
 			}
-			return c.recover(cmd.Context(), config, epoch)
+			return c.recover(cmd.Context(), config, epoch, noTrail)
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "node.yaml `FILE` (- for standard input) that names data_dir and seal")
 	cmd.Flags().StringVar(&dir, "data-dir", "", "`DIR` of the node's keys and state (default /var/lib/iapmesh)")
 	cmd.Flags().Uint64Var(&epoch, "epoch", 0, "the `EPOCH` to begin (default: the next one that this node does not know)")
+	cmd.Flags().BoolVar(&noTrail, "without-trail", false, "do not ask the aggregators what was revoked since")
 	return cmd
 }
 
-func (c *cli) recover(ctx context.Context, config node.Config, epoch uint64) error {
+func (c *cli) recover(ctx context.Context, config node.Config, epoch uint64, noTrail bool) error {
 	p, err := c.load()
 	if err != nil {
 		return err
@@ -55,6 +59,9 @@ func (c *cli) recover(ctx context.Context, config node.Config, epoch uint64) err
 	waiting := c.await("the mesh to be recovered")
 	made, err := node.Recover(ctx, node.RecoverConfig{
 		Config: config, Epoch: epoch, Sign: func(s *keyring.RestorationStatement) ([]byte, error) { return backup.Sign(p, s) },
+		Ask: func(ctx context.Context, aggregators []string, since time.Time) []keyring.Denial {
+			return c.remembered(ctx, aggregators, since, &restoring{noTrail: noTrail})
+		},
 		Logger: newLogger(c.stderr, node.Log{Level: "error", Format: config.Log.Format}),
 	})
 	waiting.stop()

@@ -31,10 +31,10 @@ var meanings = map[string]string{
 	"revoke.session": refuses, "revoke.user": refuses, "revoke.node": refuses, "revoke.signing_key": refuses, "key.revoke": refuses, "key.suspend": refuses,
 	"node.quarantine": refuses, "node.remove": refuses, "admin.revoke": refuses, "snapshot.confirm": refuses,
 	"revocation.lift": takes, "key.resume": takes, "node.release": takes,
-	"control.transfer": neither, "admin.issue": neither, "admin.renew": neither, "apply": neither, "secret.set": neither, "key.issue": neither, "key.approve": neither, "key.rotate": neither,
+	"control.transfer": neither, "admin.issue": neither, "admin.renew": neither, "apply": neither, "secret.set": neither, "key.issue": neither, "key.approve": neither,
+	"key.rotate": refuses, "key.close-proposal": refuses, // their successors are what counts
 	"key.schedule": neither, "key.rotate-request": neither, "key.propose": neither, "node.rebind": neither, "node.recover": neither, "node.allow-rebind": neither,
-	"key.close-proposal": neither, // a proposal has let nobody in, and nobody can complete it
-	"receipt.complete":   neither, "receipt.prune": neither, "signing-key": neither, "signing-key.rotate": neither,
+	"receipt.complete": neither, "receipt.prune": neither, "signing-key": neither, "signing-key.rotate": neither,
 	"snapshot.save": neither, "snapshot.restore": neither, "snapshot.remember": neither, // the node says it again
 }
 
@@ -47,7 +47,7 @@ func TestEveryActOfControlIsUnderstood(t *testing.T) {
 			t.Errorf("act %q: say in meanings what it means to the trail's memory, and teach trail.go if it refuses", act.name)
 			continue
 		}
-		if meaning != neither && act.kind != "audit.KindRevocation" && act.kind != "audit.KindAdmin" {
+		if meaning != neither && !slices.Contains([]string{"audit.KindRevocation", "audit.KindAdmin", "audit.KindRotation"}, act.kind) {
 			t.Errorf("act %q is recorded as %s, which Remembered does not ask for", act.name, act.kind)
 		}
 		record := audit.Record{Time: time.Unix(1, 0), Detail: map[string]string{

@@ -49,12 +49,6 @@ func (m memory) see(r audit.Record) {
 		out.Kind, out.Value = kind, value
 		return out
 	}
-	until := func(kind keyring.DenialKind, value, state string) keyring.Denial {
-		out := as(kind, value)
-		out.State = state
-		return out
-	}
-	const suspended, quarantined, departed = string(keyring.KeySuspended), string(keyring.NodeQuarantined), string(keyring.NodeDeparted)
 	switch d["action"] {
 	case "revoke.session":
 		m.deny(as(keyring.DenySession, d["value"]))
@@ -69,25 +63,66 @@ func (m memory) see(r audit.Record) {
 	case "key.revoke":
 		m.deny(as(keyring.DenyKey, d["key"]))
 		m.cascade(as, d)
-	case "key.suspend":
-		m.deny(until(keyring.DenyKey, d["key"], suspended))
-	case "key.resume":
-		m.end(keyring.DenyKey, d["key"], suspended)
-	case "node.quarantine":
-		m.deny(until(keyring.DenyNode, d["node"], quarantined))
-	case "node.release":
-		m.end(keyring.DenyNode, d["node"], quarantined)
-	case "node.remove":
-		m.deny(until(keyring.DenyNode, d["node"], departed))
+	case "key.suspend", "key.resume", "key.rotate", "key.approve", "key.close-proposal":
+		m.key(as, d)
+	case "node.quarantine", "node.release", "node.remove":
+		m.node(as, d)
 	case "snapshot.confirm":
-		for _, id := range strings.Fields(d["except"]) { // held back from then on, whichever of the two it is
-			m.deny(until(keyring.DenyKey, id, suspended))
-			m.deny(until(keyring.DenyNode, id, quarantined))
-		}
+		m.heldBack(as, d)
 	case "admin.revoke":
 		m.deny(as(keyring.DenyAdmin, d["id"]))
 	case "revocation.lift":
 		m.lift(map[string]keyring.DenialKind{string(keyring.RevokeSession): keyring.DenySession, string(keyring.RevokeSubject): keyring.DenySubject}[d["kind"]], d["value"])
+	}
+}
+
+// key is what was done to a key, short of revoking it. One that gave its place up to a successor admits nobody for long: the grace that
+// may be left of it is not worth to be remembered.
+func (m memory) key(as func(keyring.DenialKind, string) keyring.Denial, d map[string]string) {
+	out := as(keyring.DenyKey, d["key"])
+	out.State = string(keyring.KeySuspended)
+	switch d["action"] {
+	case "key.suspend":
+	case "key.resume":
+		m.end(keyring.DenyKey, out.Value, out.State)
+		return
+	case "key.close-proposal":
+		out.State = ""
+	case "key.rotate":
+		if d["state"] == string(keyring.KeyPending) { // its successor awaits an approval first
+			return
+		}
+		out.Reason = "rotated to " + d["successor"]
+	case "key.approve":
+		out.Value, out.Reason = d["predecessor"], "rotated to "+d["key"]
+	}
+	m.deny(out)
+}
+
+// node is what an operator did to a node, short of revoking it.
+func (m memory) node(as func(keyring.DenialKind, string) keyring.Denial, d map[string]string) {
+	out := as(keyring.DenyNode, d["node"])
+	switch d["action"] {
+	case "node.quarantine":
+		out.State = string(keyring.NodeQuarantined)
+	case "node.remove":
+		out.State = string(keyring.NodeDeparted)
+	case "node.release":
+		m.end(keyring.DenyNode, out.Value, string(keyring.NodeQuarantined))
+		return
+	}
+	m.deny(out)
+}
+
+// heldBack is what an operator excepted when he confirmed a restoration.
+func (m memory) heldBack(as func(keyring.DenialKind, string) keyring.Denial, d map[string]string) {
+	for _, id := range strings.Fields(d["except"]) {
+		out := as(keyring.DenyKey, id)
+		out.State, out.Reason = string(keyring.KeySuspended), "held back when a restoration was confirmed"
+		if strings.HasPrefix(id, "n-") {
+			out.Kind, out.State = keyring.DenyNode, string(keyring.NodeQuarantined)
+		}
+		m.deny(out)
 	}
 }
 
@@ -127,7 +162,7 @@ const trailSkew = 5 * time.Minute
 func Remembered(ctx context.Context, client *profile.Client, aggregators []string, since time.Time) (out []keyring.Denial, errs error) {
 	var records []audit.Record
 	for _, address := range aggregators {
-		for _, kind := range []audit.Kind{audit.KindRevocation, audit.KindAdmin} {
+		for _, kind := range []audit.Kind{audit.KindRevocation, audit.KindAdmin, audit.KindRotation} {
 			err := client.CallNode(ctx, address, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
 				stream, err := iapmeshv1.NewAuditServiceClient(conn).Query(ctx, &iapmeshv1.QueryRequest{Kind: string(kind), From: timestamppb.New(since.Add(-trailSkew))}, o...)
 				if err != nil {

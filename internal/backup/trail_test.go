@@ -71,9 +71,30 @@ func TestWhatTheTrailRemembers(t *testing.T) {
 		"suspended, then revoked": {[]audit.Record{
 			record(0, map[string]string{"action": "key.suspend", "key": "k-1"}), record(1, map[string]string{"action": "key.revoke", "key": "k-1", "cascade": "keep"}),
 		}, []brief{{keyring.DenyKey, "k-1", "", false}}},
-		"excepted from a list": {[]audit.Record{
-			record(0, map[string]string{"action": "snapshot.confirm", "except": "k-1 n-1"}), record(1, map[string]string{"action": "node.release", "node": "n-1"}),
-		}, []brief{{keyring.DenyKey, "k-1", "suspended", false}, {keyring.DenyKey, "n-1", "suspended", false}, {keyring.DenyNode, "k-1", "quarantined", false}}},
+		"keys that were suspended, or had a successor": {[]audit.Record{
+			record(0, map[string]string{"action": "key.suspend", "key": "k-1"}),
+			record(0, map[string]string{"action": "key.suspend", "key": "k-2"}), record(1, map[string]string{"action": "key.resume", "key": "k-2"}),
+			record(0, map[string]string{"action": "key.revoke", "key": "k-3"}), record(1, map[string]string{"action": "key.resume", "key": "k-3"}), record(2, map[string]string{"action": "key.suspend", "key": "k-3"}),
+			record(0, map[string]string{"action": "key.rotate", "key": "k-4", "successor": "k-5"}),
+			record(0, map[string]string{"action": "key.rotate", "key": "k-6", "successor": "k-7", "state": "pending"}),
+			record(0, map[string]string{"action": "key.rotate", "key": "k-8", "successor": "k-9", "state": "pending"}), record(1, map[string]string{"action": "key.approve", "key": "k-9", "predecessor": "k-8"}),
+			record(1, map[string]string{"action": "key.approve", "key": "k-first"}), record(0, map[string]string{"action": "key.close-proposal", "key": "k-p"}),
+		}, []brief{
+			{keyring.DenyKey, "k-1", "suspended", false}, {keyring.DenyKey, "k-3", "", false}, {keyring.DenyKey, "k-4", "suspended", false},
+			{keyring.DenyKey, "k-8", "suspended", false}, {keyring.DenyKey, "k-p", "", false},
+		}},
+		"nodes that were quarantined, or removed": {[]audit.Record{
+			record(0, map[string]string{"action": "node.quarantine", "node": "n-1"}),
+			record(0, map[string]string{"action": "node.quarantine", "node": "n-2"}), record(1, map[string]string{"action": "node.release", "node": "n-2"}),
+			record(0, map[string]string{"action": "key.revoke", "key": "k-1", "cascade": "quarantine", "nodes": "n-3"}), record(1, map[string]string{"action": "node.release", "node": "n-3"}),
+			record(0, map[string]string{"action": "revoke.node", "value": "n-4"}), record(1, map[string]string{"action": "node.quarantine", "node": "n-4"}),
+			record(0, map[string]string{"action": "node.remove", "node": "n-5"}),
+		}, []brief{
+			{keyring.DenyKey, "k-1", "", false}, {keyring.DenyNode, "n-1", "quarantined", false}, {keyring.DenyNode, "n-4", "", false}, {keyring.DenyNode, "n-5", "departed", false},
+		}},
+		"held back when a restoration was confirmed": {[]audit.Record{
+			record(0, map[string]string{"action": "snapshot.confirm", "except": "abcdefgh n-1"}),
+		}, []brief{{keyring.DenyKey, "abcdefgh", "suspended", false}, {keyring.DenyNode, "n-1", "quarantined", false}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -34,7 +34,7 @@ func (c *Controller) PreviewKeyRevocation(ctx context.Context, by string, req *i
 	if req.Cascade == iapmeshv1.Cascade_CASCADE_UNSPECIFIED {
 		cascade = keyring.CascadeKeep
 	}
-	revoked, changed, err := keyring.RevokeKey(*k, v.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, Now: c.now()})
+	revoked, changed, err := keyring.RevokeKey(*k, v.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, Now: c.now(), Unconfirmed: v.Keyring.Unconfirmed()})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -123,6 +123,14 @@ func (s *Survey) Blast(changed []keyring.Node) *iapmeshv1.BlastRadius {
 		held = append(held, live.minted[n.ID]...)
 		for _, k := range v.Keyring.SigningKeysOf(n.ID) {
 			if k.Verifies() {
+				out.SigningKeys = append(out.SigningKeys, state.SigningKeyProto(k))
+			}
+		}
+		if n.State != keyring.NodeRevoked {
+			continue
+		}
+		for _, k := range knownAssertionKeys(v, was) {
+			if !slices.ContainsFunc(out.SigningKeys, func(have *iapmeshv1.SigningKey) bool { return have.Kid == k.KID }) {
 				out.SigningKeys = append(out.SigningKeys, state.SigningKeyProto(k))
 			}
 		}

@@ -137,3 +137,43 @@ func (c *Controller) announceAssertion(t *tx, key seal.AudienceKey, region, sele
 	t.put(state.PutSigningKey(&k))
 	return putSecret(t, key, k.KID, der)
 }
+
+// knownAssertionKeys are the assertion keys that count still and that a proxy could open before it was cut off. Where it was only
+// quarantined, or has left, they get a successor in the ordinary way. It is a member of their audience no more, so that nobody will be
+// expelled should it be revoked then.
+func knownAssertionKeys(v *state.View, was *keyring.Node) []*keyring.SigningKey {
+	if !was.HasRole(keyring.RoleProxy) || was.State != keyring.NodeQuarantined && was.State != keyring.NodeDeparted {
+		return nil
+	}
+	var known, announced []*keyring.SigningKey
+	signs := false
+	for _, k := range v.Keyring.VerifyingKeys(keyring.SigningAssertion) {
+		switch {
+		case k.Region != was.Region || k.RouteSelector != was.RouteSelector:
+		case !k.AnnouncedAt.After(was.StateSince):
+			known, signs = append(known, k), signs || k.State == keyring.SigningActive
+		case k.State == keyring.SigningAnnounced:
+			announced = append(announced, k)
+		}
+	}
+	if signs { // else the slot would wait for the one that is announced; once it is empty, the leader makes one that signs at once
+		known = append(known, announced...)
+	}
+	return known
+}
+
+// distrust revokes what a node that is revoked could open before it was cut off: it is not trusted for a moment longer.
+func (c *Controller) distrust(t *tx, was *keyring.Node) error {
+	for _, k := range knownAssertionKeys(t.View, was) {
+		fresh, err := t.signingKey(k.KID)
+		if err != nil {
+			return err
+		}
+		revoked, err := keyring.RevokeSigningKey(*fresh, "a node that could open it was revoked", t.Now)
+		if err != nil {
+			return err
+		}
+		t.put(state.PutSigningKey(&revoked))
+	}
+	return nil
+}

@@ -34,7 +34,7 @@ func (c *Controller) IssueKey(ctx context.Context, by string, req *iapmeshv1.Iss
 			NeedsApproval: approval || req.NeedsApproval, By: by, Now: t.Now,
 		})
 		if err == nil && (req.RotateEvery != nil || req.Rotator != "") {
-			issued, err = t.schedule(issued, req.RotateEvery.AsDuration(), req.RotateGrace.AsDuration(), req.Rotator)
+			issued, err = t.schedule(issued, by, scheduleOf(req.RotateEvery, req.RotateGrace, req.Rotator))
 		}
 		if err != nil {
 			return err
@@ -113,7 +113,7 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 			if err != nil {
 				return err
 			}
-			revoked, batch, err = keyring.RevokeKey(*k, t.View.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, By: by, Now: t.Now})
+			revoked, batch, err = keyring.RevokeKey(*k, t.View.Keyring.NodesUnder(k.ID), keyring.RevokeRequest{Cascade: cascade, Reason: req.Reason, By: by, Now: t.Now, Unconfirmed: t.View.Keyring.Unconfirmed()})
 			if err != nil {
 				return err
 			}
@@ -133,8 +133,14 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 			act.Reason, act.More = req.Reason, more
 			t.put(state.PutKey(&revoked))
 			for i := range batch {
-				if _, err := t.node(batch[i].ID); err != nil { // guards what the cascade was decided on
+				was, err := t.node(batch[i].ID) // guards what the cascade was decided on
+				if err != nil {
 					return err
+				}
+				if batch[i].State == keyring.NodeRevoked {
+					if err := c.distrust(t, was); err != nil {
+						return err
+					}
 				}
 				t.put(state.PutNode(&batch[i]))
 				if err := c.revokeSigningKeysOf(t, batch[i].ID, "key "+k.ID+" revoked"); err != nil {

@@ -20,7 +20,20 @@ func (c *Controller) SuspendKey(ctx context.Context, by, ref, reason string) (*k
 
 // ResumeKey takes a suspension back.
 func (c *Controller) ResumeKey(ctx context.Context, by, ref string) (*keyring.Key, revision.Revision, error) {
-	return c.moveKey(ctx, by, keyMove{ref, "resume", "", func(k keyring.Key, t *tx) (keyring.Key, error) { return keyring.ResumeKey(k, t.Now) }})
+	return c.moveKey(ctx, by, keyMove{ref, "resume", "", func(k keyring.Key, t *tx) (keyring.Key, error) {
+		var predecessor *keyring.Key
+		if k.Predecessor != "" {
+			var err error
+			if predecessor, err = t.key(k.Predecessor); err != nil && !fault.Is(err, fault.NotFound) {
+				return k, err
+			}
+		}
+		after, err := keyring.ResumeKey(k, predecessor, t.Now)
+		if open := t.View.Keyring.OpenProposal(k.Predecessor); err == nil && after.Proposed() && open != nil {
+			return k, fault.New(fault.Conflict, "key %s: resume: its rotator has proposed %s instead: revoke this one", k.ID, open.ID)
+		}
+		return after, err
+	}})
 }
 
 // keyMove is a transition of one key that an administrator asks for.

@@ -228,7 +228,7 @@ func (m *MeshServer) EndSession(ctx context.Context, req *iapmeshv1.EndSessionRe
 
 // Rebind implements MeshService.
 func (m *MeshServer) Rebind(ctx context.Context, req *iapmeshv1.RebindRequest) (*iapmeshv1.RebindResponse, error) {
-	node, err := m.Caller(ctx)
+	node, err := m.present(ctx) // the quota of recoveries counts by the key that a node is bound to
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +258,7 @@ func (m *MeshServer) Leave(ctx context.Context, _ *iapmeshv1.LeaveRequest) (*iap
 
 // ProposeSuccessor implements MeshService.
 func (m *MeshServer) ProposeSuccessor(ctx context.Context, req *iapmeshv1.ProposeSuccessorRequest) (*iapmeshv1.ProposeSuccessorResponse, error) {
-	node, err := m.Caller(ctx)
+	node, err := m.present(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -271,7 +271,7 @@ func (m *MeshServer) ProposeSuccessor(ctx context.Context, req *iapmeshv1.Propos
 
 // CompleteRotation implements MeshService.
 func (m *MeshServer) CompleteRotation(ctx context.Context, req *iapmeshv1.CompleteRotationRequest) (*iapmeshv1.CompleteRotationResponse, error) {
-	node, err := m.Caller(ctx)
+	node, err := m.present(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,10 @@ import (
 func (c *Controller) QuarantineNode(ctx context.Context, by, ref, reason string) (*keyring.Node, revision.Revision, error) {
 	return c.changeNode(ctx, nodeAct{"quarantine node", "node.quarantine", audit.KindRevocation, by, reason}, ref, func(t *tx, n *keyring.Node) (keyring.Node, error) {
 		after, err := keyring.QuarantineNode(*n, reason, t.Now)
-		if err == nil && after.State != n.State {
+		if err == nil && after.State == n.State {
+			return t.View.Keyring.Unconfirmed().Keep(after, reason, t.Now)
+		}
+		if err == nil {
 			err = errors.Join(c.mayLose(t, n.ID), c.revokeSigningKeysOf(t, n.ID, "node quarantined"))
 		}
 		return after, err
@@ -85,7 +88,7 @@ func (c *Controller) changeNode(ctx context.Context, act nodeAct, ref string, ru
 		if after, err = rule(t, n); err != nil {
 			return err
 		}
-		if changed = after.State != n.State || after.RebindTo != n.RebindTo; changed {
+		if changed = after.State != n.State || after.RebindTo != n.RebindTo || after.Reason != n.Reason; changed {
 			t.put(state.PutNode(&after))
 			t.receipt(act.action, id, act.by).Reason = act.reason
 		}

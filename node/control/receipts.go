@@ -57,10 +57,19 @@ func (c *Controller) putReceipt(t *tx) error {
 	if err != nil {
 		return err
 	}
-	t.put(state.PutReceipt(&r))
+	e := state.PutReceipt(&r)
+	if len(e.Value) > maxReceipt || t.size()+len(e.Key)+len(e.Value) > store.MaxBytes {
+		// It names every node. Whoever lets thousands join by a key that leaked must not keep it from being revoked by that.
+		c.Logger.Error("the mesh is too large for a receipt of what is done: none is kept", "action", t.act.Action, "target", t.act.Target, "nodes", len(r.Nodes))
+		return nil
+	}
+	t.put(e)
 	t.receiptID = r.ID
 	return nil
 }
+
+// maxReceipt bounds a receipt when it is opened: it grows by when each node had the change, and has to fit into a commit then.
+const maxReceipt = store.MaxBytes / 2
 
 // begunReceipt is the receipt of the same act whose last commit has not come: it is read, and guards the commit.
 func (t *tx) begunReceipt() (*keyring.Receipt, error) {

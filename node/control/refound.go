@@ -129,6 +129,20 @@ func (r *Refounding) Plan() (*Refounded, error) {
 	return &Refounded{Entries: made, Status: RestorationStatus(after), view: after}, nil
 }
 
+// Asked says which aggregators may remember what the state that is left does not know, and since when: the latest time that it holds.
+func (r *Refounding) Asked() (aggregators []string, since time.Time, err error) {
+	view, err := state.Build(r.Entries, r.Revision)
+	if err != nil {
+		return nil, since, fault.New(fault.Invalid, "the state that is left: %w", err)
+	}
+	for _, n := range sortedNodes(view) {
+		if n.Trusted() && n.HasRole(keyring.RoleAggregator) && n.Addresses.Mesh != "" && n.ID != r.Survivor { // which is stopped
+			aggregators = append(aggregators, n.Addresses.Mesh)
+		}
+	}
+	return aggregators, latestTime(view), nil
+}
+
 // founder are the records of the new control node: it, the key that it counts under and that nobody holds, its session key, and its
 // wrap of every audience's key. The old wraps stay: the leader sees in them who has gone, and rotates.
 func (r *Refounding) founder(before, plan *keyring.Contents, record *keyring.Restoration) ([]store.Entry, error) {

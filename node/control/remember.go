@@ -28,6 +28,13 @@ func (c *Controller) Remember(ctx context.Context, req *iapmeshv1.RememberReques
 	if err := proto.Unmarshal(req.Body, body); err != nil {
 		return nil, fault.New(fault.Invalid, "remember: it is not understood")
 	}
+	v, err := c.view()
+	if err != nil {
+		return nil, err
+	}
+	if err := tells(&v.Keyring.Contents, body, req, ekm); err != nil { // before anything waits for a stranger
+		return nil, err
+	}
 	denials := state.DenialsOf(body.Denials)
 	for i := range denials {
 		if err := checkRemembered(&denials[i]); err != nil {
@@ -38,15 +45,8 @@ func (c *Controller) Remember(ctx context.Context, req *iapmeshv1.RememberReques
 	writes := 0
 	at, err := c.update(ctx, "remember denials", func(t *tx) error {
 		contents := &t.View.Keyring.Contents
-		n := contents.Nodes[body.NodeId]
-		if n == nil || n.State == keyring.NodeRevoked {
-			return fault.New(fault.Denied, "remember: no node %.64q that may speak", body.NodeId)
-		}
-		if err := keyring.VerifyRemember(n.PublicKey, ekm, req.Body, req.Signature); err != nil {
+		if err := tells(contents, body, req, ekm); err != nil {
 			return err
-		}
-		if r := contents.Unconfirmed(); r == nil || r.Statement.NewEpoch != body.Epoch {
-			return fault.New(fault.Conflict, "remember: no restoration under epoch %d awaits an operator", body.Epoch)
 		}
 		r, err := t.restoration()
 		if err != nil {
@@ -81,6 +81,21 @@ func (c *Controller) Remember(ctx context.Context, req *iapmeshv1.RememberReques
 		c.record(ctx, audit.KindRevocation, "node/"+body.NodeId, map[string]string{"action": "snapshot.remember", "records": strconv.Itoa(writes), "revision": at.String()})
 	}
 	return &iapmeshv1.RememberResponse{Revision: state.RevisionProto(at)}, nil
+}
+
+// tells refuses whoever does not prove to be the node that it says, or has nothing to tell now. It is decided again with the commit.
+func tells(contents *keyring.Contents, body *iapmeshv1.RememberBody, req *iapmeshv1.RememberRequest, ekm [32]byte) error {
+	n := contents.Nodes[body.NodeId]
+	if n == nil || n.State == keyring.NodeRevoked {
+		return fault.New(fault.Denied, "remember: no node %.64q that may speak", body.NodeId)
+	}
+	if err := keyring.VerifyRemember(n.PublicKey, ekm, req.Body, req.Signature); err != nil {
+		return err
+	}
+	if r := contents.Unconfirmed(); r == nil || r.Statement.NewEpoch != body.Epoch {
+		return fault.New(fault.Conflict, "remember: no restoration under epoch %d awaits an operator", body.Epoch)
+	}
+	return nil
 }
 
 // checkRemembered bounds what a node says; a record of it lies in the state afterwards.

@@ -274,3 +274,29 @@ func TestARestoreBringsConfigurationAndSecretsBack(t *testing.T) {
 func revokeKey(id string) *iapmeshv1.RevokeKeyRequest {
 	return &iapmeshv1.RevokeKeyRequest{Key: id, Reason: "stolen"}
 }
+
+// While a restoration awaits its confirmation, an operator's quarantine of what it holds back is his own, and outlasts it.
+func TestAQuarantineBeforeTheConfirmationOutlastsIt(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	one, other := w.issue(nil), w.issue(nil)
+	alone, under, free := w.joined(one, "alone", "eu-west"), w.joined(other, "under", "eu-west"), w.joined(w.boot, "free", "eu-west")
+	saved := w.saved()
+	_, _, err := w.Restore(t.Context(), "admin/ana", w.signed(saved))
+	must(t, err)
+	_, _, err = w.QuarantineNode(t.Context(), "admin/ana", "alone", "its disk is elsewhere")
+	must(t, err)
+	if n := len(w.trail.with(audit.KindRevocation, "action", "node.quarantine")); n != 1 {
+		t.Errorf("%d records of the quarantine", n)
+	}
+	_, changed, _, err := w.RevokeKey(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: other.ID(), Cascade: iapmeshv1.Cascade_CASCADE_QUARANTINE})
+	if err != nil || len(changed) != 1 {
+		t.Fatalf("cascade: %v, %v", changed, err)
+	}
+	w.confirm()
+	for j, want := range map[*joiner]keyring.NodeState{alone: keyring.NodeQuarantined, under: keyring.NodeQuarantined, free: keyring.NodeActive} {
+		if n := w.node(j); n.State != want {
+			t.Errorf("node %s is %s after the confirmation, want %s", n.Name, n.State, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -187,7 +188,7 @@ func (c *Controller) revokeNode(ctx context.Context, act keyring.Act) (string, r
 		}
 		t.put(state.PutNode(&revoked))
 		t.receipt(act.Action, id, act.By).Reason = act.Reason
-		return c.revokeSigningKeysOf(t, id, "node revoked")
+		return errors.Join(c.distrust(t, n), c.revokeSigningKeysOf(t, id, "node revoked"))
 	})
 	return id, at, err
 }

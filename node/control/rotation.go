@@ -3,7 +3,8 @@ package control
 import (
 	"context"
 	"errors"
-	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -13,9 +14,10 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// schedule sets a key's schedule; rotator is a node's id or name. No period and no rotator: no schedule.
-func (t *tx) schedule(k keyring.Key, every, grace time.Duration, rotator string) (keyring.Key, error) {
-	s := keyring.Schedule{Every: every, Grace: grace}
+// schedule sets a key's schedule; its rotator is a node's id or name. No period and no rotator: no schedule.
+func (t *tx) schedule(k keyring.Key, by string, s keyring.Schedule) (keyring.Key, error) {
+	rotator := s.Rotator
+	s.By = by
 	var node *keyring.Node
 	if rotator != "" {
 		var err error
@@ -29,6 +31,10 @@ func (t *tx) schedule(k keyring.Key, every, grace time.Duration, rotator string)
 	return keyring.ScheduleKey(k, s, node)
 }
 
+func scheduleOf(every, grace *durationpb.Duration, rotator string) keyring.Schedule {
+	return keyring.Schedule{Every: every.AsDuration(), Grace: grace.AsDuration(), Rotator: rotator}
+}
+
 // ScheduleKey sets how often a key is rotated, and by which node, or takes its schedule away.
 func (c *Controller) ScheduleKey(ctx context.Context, by string, req *iapmeshv1.ScheduleKeyRequest) (*keyring.Key, revision.Revision, error) {
 	var scheduled keyring.Key
@@ -37,7 +43,7 @@ func (c *Controller) ScheduleKey(ctx context.Context, by string, req *iapmeshv1.
 		if err != nil {
 			return err
 		}
-		if scheduled, err = t.schedule(*k, req.RotateEvery.AsDuration(), req.RotateGrace.AsDuration(), req.Rotator); err != nil {
+		if scheduled, err = t.schedule(*k, by, scheduleOf(req.RotateEvery, req.RotateGrace, req.Rotator)); err != nil {
 			return err
 		}
 		t.put(state.PutKey(&scheduled))
@@ -82,6 +88,9 @@ func (c *Controller) ProposeSuccessor(ctx context.Context, nodeID string, req *i
 	var replaced *keyring.Key
 	isNew := false
 	at, err := c.update(ctx, "propose a successor of key "+req.KeyId, func(t *tx) error {
+		if err := t.rotates(); err != nil {
+			return err
+		}
 		k, err := t.key(req.KeyId)
 		if err != nil {
 			return err
@@ -144,6 +153,9 @@ func (c *Controller) CompleteRotation(ctx context.Context, nodeID string, req *i
 	var before, after keyring.Key
 	isNew := false
 	at, err := c.update(ctx, "complete the rotation of key "+req.KeyId, func(t *tx) error {
+		if err := t.rotates(); err != nil {
+			return err
+		}
 		k, err := t.key(req.KeyId)
 		if err != nil {
 			return err
@@ -173,6 +185,14 @@ func (c *Controller) CompleteRotation(ctx context.Context, nodeID string, req *i
 	c.record(ctx, audit.KindRotation, "node/"+nodeID, map[string]string{"action": "key.rotate", "key": before.ID, "successor": after.ID, "receipt": c.ReceiptID(at)})
 	c.Logger.Info("key rotated", "key", before.ID, "name", before.Name, "successor", after.ID, "rotator", nodeID, "grace_until", before.GraceUntil)
 	return at, nil
+}
+
+// rotates refuses a rotator while a restoration is unconfirmed: a successor that comes now would be in no list that an operator reads.
+func (t *tx) rotates() error {
+	if err := t.View.Keyring.Closed(); err != nil {
+		return fault.New(fault.Conflict, "%w", err)
+	}
+	return nil
 }
 
 // closeProposals revokes the proposals that nobody can complete any more.

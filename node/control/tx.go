@@ -247,6 +247,18 @@ func (t *tx) get(key string) (*store.Entry, error) {
 	return &e, nil
 }
 
+// size is how many bytes the commit has by now.
+func (t *tx) size() int {
+	n := 0
+	for key, e := range t.puts {
+		n += len(key) + len(e.Value)
+	}
+	for key := range t.deletes {
+		n += len(key)
+	}
+	return n
+}
+
 func (t *tx) put(e store.Entry) {
 	delete(t.deletes, e.Key)
 	t.puts[e.Key] = e

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -173,9 +174,15 @@ func (m *Mesh) sign(s *keyring.RestorationStatement) ([]byte, error) {
 	return backup.Sign(m.Profile(), s)
 }
 
-// Recover founds the mesh anew from this node, which is stopped.
-func (r *Region) Recover() (*node.Recovered, error) {
-	return node.Recover(r.mesh.t.Context(), node.RecoverConfig{Config: r.config, Sign: r.mesh.sign, Logger: r.mesh.logger(), Now: r.mesh.now})
+// Recover founds the mesh anew from this node, which is stopped. Aggregators, if any is asked, say what is remembered.
+func (r *Region) Recover(remembered ...keyring.Denial) (*node.Recovered, error) {
+	ask := func(_ context.Context, aggregators []string, since time.Time) []keyring.Denial {
+		if since.IsZero() || since.After(r.mesh.now()) || slices.Contains(aggregators, r.config.Listen.Mesh) {
+			r.mesh.t.Errorf("asked whether anything was refused since %s: %v", since, aggregators)
+		}
+		return remembered
+	}
+	return node.Recover(r.mesh.t.Context(), node.RecoverConfig{Config: r.config, Sign: r.mesh.sign, Ask: ask, Logger: r.mesh.logger(), Now: r.mesh.now})
 }
 
 // Wipe takes away all that a stopped node has, and lets it join anew at another, by the newest key.

@@ -78,7 +78,7 @@ func KeyProto(k *keyring.Key) *iapmeshv1.ProvisioningKey {
 		State: keyStates.proto(k.State), Predecessor: k.Predecessor, Successor: k.Successor, GraceUntil: Stamp(k.GraceUntil),
 		CreatedBy: k.CreatedBy, CreatedAt: Stamp(k.CreatedAt), Reason: k.Reason, Cascade: cascades.proto(k.Cascade), RevokedAt: Stamp(k.RevokedAt),
 		NeedsApproval: k.NeedsApproval, ApprovedBy: k.ApprovedBy, ApprovedAt: Stamp(k.ApprovedAt), ApprovalGrace: span(k.ApprovalGrace), RevokedBy: k.RevokedBy,
-		RotateEvery: span(k.RotateEvery), RotateGrace: span(k.RotateGrace), Rotator: k.Rotator, RotateRequested: k.RotateRequested, ProposedBy: k.ProposedBy,
+		RotateEvery: span(k.RotateEvery), RotateGrace: span(k.RotateGrace), Rotator: k.Rotator, RotateRequested: k.RotateRequested, ProposedBy: k.ProposedBy, ScheduledBy: k.ScheduledBy,
 	}
 	for _, c := range k.SourceCIDRs {
 		p.SourceCidrs = append(p.SourceCidrs, c.String())
@@ -98,7 +98,7 @@ func KeyOf(p *iapmeshv1.ProvisioningKey) (*keyring.Key, error) {
 		CreatedBy: p.CreatedBy, CreatedAt: Time(p.CreatedAt), Reason: p.Reason, Cascade: cascades.domain(p.Cascade), RevokedAt: Time(p.RevokedAt),
 		NeedsApproval: p.NeedsApproval, ApprovedBy: p.ApprovedBy, ApprovedAt: Time(p.ApprovedAt), ApprovalGrace: p.ApprovalGrace.AsDuration(),
 		RevokedBy:   p.RevokedBy,
-		RotateEvery: p.RotateEvery.AsDuration(), RotateGrace: p.RotateGrace.AsDuration(), Rotator: p.Rotator, RotateRequested: p.RotateRequested, ProposedBy: p.ProposedBy,
+		RotateEvery: p.RotateEvery.AsDuration(), RotateGrace: p.RotateGrace.AsDuration(), Rotator: p.Rotator, RotateRequested: p.RotateRequested, ProposedBy: p.ProposedBy, ScheduledBy: p.ScheduledBy,
 	}
 	if len(k.PublicKey) != ed25519.PublicKeySize {
 		return nil, fault.New(fault.Internal, "provisioning key %s: public key of %d bytes", k.ID, len(k.PublicKey))

@@ -152,7 +152,7 @@ func (s *Source) show(v *View) {
 	if r := s.announced; r != nil && v.Revision.Epoch < r.Statement.NewEpoch {
 		contents := v.Keyring.Contents
 		contents.Restoration = r
-		v = &View{Revision: v.Revision, Keyring: keyring.NewSnapshot(v.Revision, contents), Config: v.Config}
+		v = &View{Revision: v.Revision, Keyring: keyring.NewSnapshot(v.Revision, contents), Config: v.Config, ManifestRevision: v.ManifestRevision}
 	}
 	s.view.Store(v)
 	for _, f := range s.onView {

@@ -564,6 +564,7 @@ type ProvisioningKey struct {
 	Rotator         string                 `protobuf:"bytes,32,opt,name=rotator,proto3" json:"rotator,omitempty"`                                         // id of the node that makes the successors
 	RotateRequested bool                   `protobuf:"varint,33,opt,name=rotate_requested,json=rotateRequested,proto3" json:"rotate_requested,omitempty"` // an operator asked the rotator to act now
 	ProposedBy      string                 `protobuf:"bytes,34,opt,name=proposed_by,json=proposedBy,proto3" json:"proposed_by,omitempty"`                 // id of the rotator that made this key; pending until its secret is stored
+	ScheduledBy     string                 `protobuf:"bytes,35,opt,name=scheduled_by,json=scheduledBy,proto3" json:"scheduled_by,omitempty"`              // who named the rotator; approves no successor that it makes
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -818,6 +819,13 @@ func (x *ProvisioningKey) GetRotateRequested() bool {
 func (x *ProvisioningKey) GetProposedBy() string {
 	if x != nil {
 		return x.ProposedBy
+	}
+	return ""
+}
+
+func (x *ProvisioningKey) GetScheduledBy() string {
+	if x != nil {
+		return x.ScheduledBy
 	}
 	return ""
 }
@@ -2021,7 +2029,7 @@ const file_iapmesh_v1_state_proto_rawDesc = "" +
 	"iapmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n" +
 	"\bRevision\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xa8\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\xcb\n" +
 	"\n" +
 	"\x0fProvisioningKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2069,7 +2077,8 @@ const file_iapmesh_v1_state_proto_rawDesc = "" +
 	"\arotator\x18  \x01(\tR\arotator\x12)\n" +
 	"\x10rotate_requested\x18! \x01(\bR\x0frotateRequested\x12\x1f\n" +
 	"\vproposed_by\x18\" \x01(\tR\n" +
-	"proposedBy\"\\\n" +
+	"proposedBy\x12!\n" +
+	"\fscheduled_by\x18# \x01(\tR\vscheduledBy\"\\\n" +
 	"\x06KeyUse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +

@@ -1,0 +1,53 @@
+package control_test
+
+import (
+	"testing"
+
+	"github.com/iapmesh/iapmesh/keyring"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
+)
+
+// A node that was quarantined before it is revoked could open the assertion key of its region as well: it does not outlive the revocation,
+// by whichever way that comes.
+func TestRevokingAQuarantinedNodeTakesItsAssertionKey(t *testing.T) {
+	t.Parallel()
+	for name, revoke := range map[string]func(w *world, key string) error{
+		"the node": func(w *world, _ string) error {
+			blast, err := w.PreviewNodeRevocation(w.t.Context(), "web-1")
+			if err == nil && len(blast.SigningKeys) == 0 {
+				w.t.Error("the preview does not say that the assertion key goes")
+			}
+			_, _, reallyErr := w.Revoke(w.t.Context(), "admin/ana", &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, Value: "web-1"})
+			must(w.t, reallyErr)
+			return err
+		},
+		"its key": func(w *world, key string) error {
+			return fourth(w.RevokeKey(w.t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: key, Cascade: iapmeshv1.Cascade_CASCADE_KILL}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := start(t)
+			secret := w.issue(nil)
+			w.joined(w.boot, "bystander", "eu-west")
+			j, second := w.joined(secret, "web-1", "eu-west"), w.joined(secret, "web-2", "eu-west")
+			first := w.view().Keyring.ActiveAssertionKey("eu-west", "")
+			must(t, fourth(w.RevokeKey(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: secret.ID(), Cascade: iapmeshv1.Cascade_CASCADE_QUARANTINE})))
+			w.eventually("the audience without them", func() bool {
+				audience := keyring.AssertAudience("eu-west", "")
+				return !w.opens(j, audience) && !w.opens(second, audience)
+			})
+			if now := w.view().Keyring.ActiveAssertionKey("eu-west", ""); now == nil || now.KID != first.KID {
+				t.Fatalf("a quarantine alone took the assertion key: %v", now)
+			}
+			must(t, revoke(w, secret.ID()))
+			if k := w.view().Keyring.SigningKeys[first.KID]; k.Verifies() {
+				t.Errorf("the assertion key that a revoked node could open is %s", k.State)
+			}
+			w.eventually("another assertion key that signs", func() bool {
+				now := w.view().Keyring.ActiveAssertionKey("eu-west", "")
+				return now != nil && now.KID != first.KID && now.Verifies()
+			})
+		})
+	}
+}
