@@ -186,7 +186,7 @@ func questionOf(s *snapshotfile.Snapshot) control.Question {
 	if err != nil {
 		return out // said by whoever needs it
 	}
-	out.Control = control.ControlNodes(view)
+	out.Control = control.Writers(view)
 	for _, n := range view.Keyring.Nodes {
 		if n.Trusted() && n.HasRole(keyring.RoleAggregator) && n.Addresses.Mesh != "" {
 			out.Aggregators = append(out.Aggregators, n.Addresses.Mesh)

@@ -142,7 +142,7 @@ func (r *Refounding) Question() (q Question, err error) {
 	if err != nil {
 		return q, fault.New(fault.Invalid, "the state that is left: %w", err)
 	}
-	q.Since, q.Control = latestTime(view), ControlNodes(view)
+	q.Since, q.Control = latestTime(view), Writers(view)
 	for _, n := range sortedNodes(view) {
 		if n.Trusted() && n.HasRole(keyring.RoleAggregator) && n.Addresses.Mesh != "" && n.ID != r.Survivor { // which is stopped
 			q.Aggregators = append(q.Aggregators, n.Addresses.Mesh)
@@ -151,8 +151,8 @@ func (r *Refounding) Question() (q Question, err error) {
 	return q, nil
 }
 
-// ControlNodes says of every node, whatever its state, whether it is a control node.
-func ControlNodes(v *state.View) map[string]bool {
+// Writers says of every node, whatever its state, whether it is a control node.
+func Writers(v *state.View) map[string]bool {
 	out := make(map[string]bool, len(v.Keyring.Nodes))
 	for id, n := range v.Keyring.Nodes {
 		out[id] = n.HasRole(keyring.RoleControl)
