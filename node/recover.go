@@ -24,6 +24,9 @@ import (
 // Sign signs a statement in an administrator's name.
 type Sign func(*keyring.RestorationStatement) (signature []byte, err error)
 
+// Question is what a survivor asks of others.
+type Question = control.Question
+
 // RecoverConfig says which survivor recovers its mesh. Of Config, DataDir and Seal count.
 type RecoverConfig struct {
 	Config
@@ -31,8 +34,8 @@ type RecoverConfig struct {
 	Epoch      uint64           // to begin; 0: the next
 	Remembered []keyring.Denial // what is known as refused from elsewhere
 
-	// Ask asks these aggregators what was refused since a time, beside Remembered; nil: nobody is asked.
-	Ask    func(ctx context.Context, aggregators []string, since time.Time) []keyring.Denial
+	// Ask asks others what was refused since, beside Remembered; nil: nobody is asked.
+	Ask    func(context.Context, control.Question) []keyring.Denial
 	Logger *slog.Logger
 	Now    func() time.Time // nil: time.Now
 }
@@ -80,11 +83,11 @@ func Recover(ctx context.Context, c RecoverConfig) (*Recovered, error) {
 	}
 	r := &control.Refounding{Entries: entries, Revision: at, Remembered: c.Remembered, Now: c.Now().UTC().Truncate(time.Millisecond), Survivor: id.public.NodeID}
 	if c.Ask != nil {
-		aggregators, since, err := r.Asked()
+		question, err := r.Question()
 		if err != nil {
 			return nil, err
 		}
-		r.Remembered = slices.Concat(c.Remembered, c.Ask(ctx, aggregators, since))
+		r.Remembered = slices.Concat(c.Remembered, c.Ask(ctx, question))
 	}
 	if r.Statement, r.Signature, err = signRecovery(&c, id, entries, at); err != nil {
 		return nil, err

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node"
+	"github.com/iapmesh/iapmesh/node/control"
 )
 
 func newRecoverCommand(c *cli) *cobra.Command {
@@ -59,8 +59,8 @@ func (c *cli) recover(ctx context.Context, config node.Config, epoch uint64, noT
 	waiting := c.await("the mesh to be recovered")
 	made, err := node.Recover(ctx, node.RecoverConfig{
 		Config: config, Epoch: epoch, Sign: func(s *keyring.RestorationStatement) ([]byte, error) { return backup.Sign(p, s) },
-		Ask: func(ctx context.Context, aggregators []string, since time.Time) []keyring.Denial {
-			return c.remembered(ctx, aggregators, since, &restoring{noTrail: noTrail})
+		Ask: func(ctx context.Context, q control.Question) []keyring.Denial {
+			return c.remembered(ctx, q, noTrail)
 		},
 		Logger: newLogger(c.stderr, node.Log{Level: "error", Format: config.Log.Format}),
 	})

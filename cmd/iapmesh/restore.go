@@ -15,6 +15,7 @@ import (
 	"github.com/iapmesh/iapmesh/internal/snapshotfile"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node"
+	"github.com/iapmesh/iapmesh/node/control"
 	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -96,17 +97,19 @@ func (c *cli) restore(ctx context.Context, file string, r *restoring) error {
 	if err != nil {
 		return err
 	}
-	var addresses []string
+	question := questionOf(s)
+	question.Aggregators = nil // those of the mesh that runs, instead
 	if status, err := c.status(ctx); err == nil {
 		for _, n := range status.Nodes {
+			question.Control[n.Node.Id] = hasRole(n.Node, iapmeshv1.Role_ROLE_CONTROL)
 			if hasRole(n.Node, iapmeshv1.Role_ROLE_AGGREGATOR) && n.Live {
-				addresses = append(addresses, n.Node.Addresses.GetMesh())
+				question.Aggregators = append(question.Aggregators, n.Node.Addresses.GetMesh())
 			}
 		}
 	}
 	waiting := c.await("the mesh to be restored")
 	resp, err := backup.Restore(ctx, client, backup.Restoring{
-		Snapshot: s, Statement: statement, Signature: signature, Remembered: c.remembered(ctx, addresses, s.TakenAt, r), DryRun: r.dryRun,
+		Snapshot: s, Statement: statement, Signature: signature, Remembered: c.remembered(ctx, question, r.noTrail), DryRun: r.dryRun,
 	})
 	waiting.stop()
 	if fault.Is(err, fault.Unavailable) {
@@ -119,11 +122,11 @@ func (c *cli) restore(ctx context.Context, file string, r *restoring) error {
 }
 
 // remembered asks the trail what was refused since. What cannot be asked is said: the present state counts in any case.
-func (c *cli) remembered(ctx context.Context, aggregators []string, since time.Time, r *restoring) []keyring.Denial {
-	if r.noTrail {
+func (c *cli) remembered(ctx context.Context, q control.Question, noTrail bool) []keyring.Denial {
+	if noTrail {
 		return nil
 	}
-	if len(aggregators) == 0 {
+	if len(q.Aggregators) == 0 {
 		fmt.Fprintln(c.stderr, "No aggregator is known: what the audit trail remembers as revoked is not taken into account.")
 		return nil
 	}
@@ -133,7 +136,7 @@ func (c *cli) remembered(ctx context.Context, aggregators []string, since time.T
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	out, err := backup.Remembered(ctx, client, aggregators, since)
+	out, err := backup.Remembered(ctx, client, q.Aggregators, q.Since, q.Control)
 	if err != nil {
 		fmt.Fprintf(c.stderr, "A part of the audit trail was not read (%s): what it remembers as revoked is not taken into account.\n", printable(strings.ReplaceAll(err.Error(), "\n", "; ")))
 	}
@@ -159,7 +162,7 @@ func (c *cli) refound(ctx context.Context, file string, r *restoring) error {
 	waiting := c.await("the mesh to be founded anew")
 	made, err := node.Refound(ctx, node.RefoundConfig{
 		Config: config, Snapshot: s, Sign: func(st *keyring.RestorationStatement) ([]byte, error) { return backup.Sign(p, st) }, Epoch: r.epoch,
-		Remembered: c.remembered(ctx, aggregatorsOf(s), s.TakenAt, r), Logger: newLogger(c.stderr, node.Log{Level: "error", Format: config.Log.Format}),
+		Remembered: c.remembered(ctx, questionOf(s), r.noTrail), Logger: newLogger(c.stderr, node.Log{Level: "error", Format: config.Log.Format}),
 	})
 	waiting.stop()
 	if err != nil {
@@ -176,16 +179,17 @@ func (c *cli) refound(ctx context.Context, file string, r *restoring) error {
 	return c.printStatus(made.Status, false)
 }
 
-// aggregatorsOf are those of the snapshot: they may be all that is left.
-func aggregatorsOf(s *snapshotfile.Snapshot) []string {
+// questionOf is what to ask of whom the snapshot knows: they may be all that is left.
+func questionOf(s *snapshotfile.Snapshot) control.Question {
+	out := control.Question{Since: s.TakenAt, Control: map[string]bool{}}
 	view, err := state.Build(s.Entries, s.Revision)
 	if err != nil {
-		return nil // said by whoever needs it
+		return out // said by whoever needs it
 	}
-	var out []string
+	out.Control = control.Writers(view)
 	for _, n := range view.Keyring.Nodes {
 		if n.Trusted() && n.HasRole(keyring.RoleAggregator) && n.Addresses.Mesh != "" {
-			out = append(out, n.Addresses.Mesh)
+			out.Aggregators = append(out.Aggregators, n.Addresses.Mesh)
 		}
 	}
 	return out

@@ -53,7 +53,7 @@ func TestEveryActOfControlIsUnderstood(t *testing.T) {
 		record := audit.Record{Time: time.Unix(1, 0), Detail: map[string]string{
 			"action": act.name, "value": "x", "id": "x", "key": "x", "node": "x", "kind": "session", "except": "x", "cascade": "keep",
 		}}
-		if got := len(backup.FromRecords([]audit.Record{record})) > 0; got != (meaning == refuses) {
+		if got := len(backup.FromRecords([]audit.Record{record}, backup.Writers{"": true})) > 0; got != (meaning == refuses) {
 			t.Errorf("act %q: remembered as a denial: %t, want %t", act.name, got, meaning == refuses)
 		}
 	}

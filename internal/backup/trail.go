@@ -40,6 +40,11 @@ func (m memory) end(kind keyring.DenialKind, value, state string) {
 	}
 }
 
+// takesBack reports whether an action makes the mesh refuse less.
+func takesBack(action string) bool {
+	return slices.Contains([]string{"revocation.lift", "key.resume", "node.release"}, action)
+}
+
 // see takes one record, in the order in which they were written.
 func (m memory) see(r audit.Record) {
 	d := r.Detail
@@ -142,11 +147,19 @@ func (m memory) cascade(as func(keyring.DenialKind, string) keyring.Denial, d ma
 	}
 }
 
-// FromRecords is what records, whatever their order, say is still refused.
-func FromRecords(records []audit.Record) []keyring.Denial {
+// Writers says of the nodes that are known whether they are control nodes.
+type Writers map[string]bool
+
+// FromRecords is what records, whatever their order, say is still refused. Only control nodes write such records: what any other is known
+// to have written is its own invention, and who is not known may make the mesh refuse more, but not less.
+func FromRecords(records []audit.Record, by Writers) []keyring.Denial {
 	slices.SortStableFunc(records, func(a, b audit.Record) int { return a.Time.Compare(b.Time) })
 	m := memory{}
 	for _, r := range records {
+		control, known := by[r.Node]
+		if known && !control || !known && takesBack(r.Detail["action"]) {
+			continue
+		}
 		m.see(r)
 	}
 	return slices.SortedFunc(maps.Values(m), func(a, b keyring.Denial) int {
@@ -159,7 +172,7 @@ const trailSkew = 5 * time.Minute
 
 // Remembered is what the trails of the aggregators at these addresses remember as refused since a time. An aggregator that does not
 // answer is one that is not asked: its error is in errs.
-func Remembered(ctx context.Context, client *profile.Client, aggregators []string, since time.Time) (out []keyring.Denial, errs error) {
+func Remembered(ctx context.Context, client *profile.Client, aggregators []string, since time.Time, by Writers) (out []keyring.Denial, errs error) {
 	var records []audit.Record
 	for _, address := range aggregators {
 		for _, kind := range []audit.Kind{audit.KindRevocation, audit.KindAdmin, audit.KindRotation} {
@@ -177,6 +190,7 @@ func Remembered(ctx context.Context, client *profile.Client, aggregators []strin
 						return err
 					}
 					if r, err := audit.Decode(resp.Record); err == nil { // one that is not understood remembers nothing
+						r.Node, _, _ = strings.Cut(resp.Id, "/") // who shipped it, as the aggregator knows by the connection
 						records = append(records, r)
 					}
 				}
@@ -184,5 +198,5 @@ func Remembered(ctx context.Context, client *profile.Client, aggregators []strin
 			errs = errors.Join(errs, err)
 		}
 	}
-	return FromRecords(records), errs
+	return FromRecords(records, by), errs
 }

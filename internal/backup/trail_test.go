@@ -15,7 +15,7 @@ func TestWhatTheTrailRemembers(t *testing.T) {
 	t.Parallel()
 	at := time.Unix(1_700_000_000, 0).UTC()
 	record := func(minutes int, detail map[string]string) audit.Record {
-		return audit.Record{Time: at.Add(time.Duration(minutes) * time.Minute), Actor: audit.Actor{Subject: "admin/ana"}, Detail: detail}
+		return audit.Record{Time: at.Add(time.Duration(minutes) * time.Minute), Node: "n-control", Actor: audit.Actor{Subject: "admin/ana"}, Detail: detail}
 	}
 	type brief struct {
 		Kind         keyring.DenialKind
@@ -99,7 +99,7 @@ func TestWhatTheTrailRemembers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var got []brief
-			for _, d := range backup.FromRecords(tc.records) {
+			for _, d := range backup.FromRecords(tc.records, backup.Writers{"n-control": true}) {
 				if d.Source != keyring.FromTrail || d.By != "admin/ana" || d.At.IsZero() {
 					t.Errorf("%s %s: source %s, by %s, at %s", d.Kind, d.Value, d.Source, d.By, d.At)
 				}
@@ -109,5 +109,29 @@ func TestWhatTheTrailRemembers(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+// A proxy that was taken over writes what it likes into its own trail. It takes nothing back by that, and revokes nobody.
+func TestOnlyControlNodesAreBelievedOfRevocations(t *testing.T) {
+	t.Parallel()
+	at := time.Unix(1_700_000_000, 0).UTC()
+	said := func(node, action, key, value string) audit.Record {
+		at = at.Add(time.Second)
+		return audit.Record{Time: at, Node: node, Detail: map[string]string{"action": action, key: value, "kind": string(keyring.RevokeSubject)}}
+	}
+	records := []audit.Record{
+		said("n-control", "revoke.user", "value", "dev/eve"), said("n-control", "key.suspend", "key", "k-1"), said("n-control", "node.quarantine", "node", "n-1"),
+	}
+	for _, forger := range []string{"n-proxy", "n-unknown"} {
+		records = append(records, said(forger, "revocation.lift", "value", "dev/eve"), said(forger, "key.resume", "key", "k-1"), said(forger, "node.release", "node", "n-1"))
+	}
+	records = append(records, said("n-proxy", "admin.revoke", "id", "u-1"), said("n-unknown", "key.revoke", "key", "k-2"))
+	var got []string
+	for _, d := range backup.FromRecords(records, backup.Writers{"n-control": true, "n-proxy": false}) {
+		got = append(got, string(d.Kind)+" "+d.Value)
+	}
+	if diff := cmp.Diff([]string{"key k-1", "key k-2", "node n-1", "user dev/eve"}, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }

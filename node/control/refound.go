@@ -129,18 +129,35 @@ func (r *Refounding) Plan() (*Refounded, error) {
 	return &Refounded{Entries: made, Status: RestorationStatus(after), view: after}, nil
 }
 
-// Asked says which aggregators may remember what the state that is left does not know, and since when: the latest time that it holds.
-func (r *Refounding) Asked() (aggregators []string, since time.Time, err error) {
+// Question is what to ask of others that the state that is left does not know.
+type Question struct {
+	Aggregators []string        // their addresses
+	Since       time.Time       // the latest time that the state holds
+	Control     map[string]bool // of each node that it knows, whether that is a control node
+}
+
+// Question says whom to ask.
+func (r *Refounding) Question() (q Question, err error) {
 	view, err := state.Build(r.Entries, r.Revision)
 	if err != nil {
-		return nil, since, fault.New(fault.Invalid, "the state that is left: %w", err)
+		return q, fault.New(fault.Invalid, "the state that is left: %w", err)
 	}
+	q.Since, q.Control = latestTime(view), Writers(view)
 	for _, n := range sortedNodes(view) {
 		if n.Trusted() && n.HasRole(keyring.RoleAggregator) && n.Addresses.Mesh != "" && n.ID != r.Survivor { // which is stopped
-			aggregators = append(aggregators, n.Addresses.Mesh)
+			q.Aggregators = append(q.Aggregators, n.Addresses.Mesh)
 		}
 	}
-	return aggregators, latestTime(view), nil
+	return q, nil
+}
+
+// Writers says of every node, whatever its state, whether it is a control node.
+func Writers(v *state.View) map[string]bool {
+	out := make(map[string]bool, len(v.Keyring.Nodes))
+	for id, n := range v.Keyring.Nodes {
+		out[id] = n.HasRole(keyring.RoleControl)
+	}
+	return out
 }
 
 // founder are the records of the new control node: it, the key that it counts under and that nobody holds, its session key, and its

@@ -153,8 +153,16 @@ func (m *Mesh) Configuration() string { return m.world.yaml() }
 // Trail is what the first node's aggregator remembers as refused since a time.
 func (m *Mesh) Trail(since time.Time) []keyring.Denial {
 	m.t.Helper()
-	out, err := backup.Remembered(m.t.Context(), m.client(), []string{m.In(m.order[0]).config.Listen.Mesh}, since)
+	out, err := backup.Remembered(m.t.Context(), m.client(), []string{m.In(m.order[0]).config.Listen.Mesh}, since, m.writers())
 	m.must("read the trail", err)
+	return out
+}
+
+func (m *Mesh) writers() backup.Writers {
+	out := backup.Writers{}
+	for _, n := range m.Status().Nodes {
+		out[n.Node.Id] = slices.Contains(n.Node.Roles, iapmeshv1.Role_ROLE_CONTROL)
+	}
 	return out
 }
 
@@ -176,9 +184,9 @@ func (m *Mesh) sign(s *keyring.RestorationStatement) ([]byte, error) {
 
 // Recover founds the mesh anew from this node, which is stopped. Aggregators, if any is asked, say what is remembered.
 func (r *Region) Recover(remembered ...keyring.Denial) (*node.Recovered, error) {
-	ask := func(_ context.Context, aggregators []string, since time.Time) []keyring.Denial {
-		if since.IsZero() || since.After(r.mesh.now()) || slices.Contains(aggregators, r.config.Listen.Mesh) {
-			r.mesh.t.Errorf("asked whether anything was refused since %s: %v", since, aggregators)
+	ask := func(_ context.Context, q node.Question) []keyring.Denial {
+		if q.Since.IsZero() || q.Since.After(r.mesh.now()) || slices.Contains(q.Aggregators, r.config.Listen.Mesh) || len(q.Control) == 0 {
+			r.mesh.t.Errorf("asked what was refused: %+v", q)
 		}
 		return remembered
 	}
