@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/keyring/seal"
 	"github.com/iapmesh/iapmesh/node/state"
@@ -138,42 +139,56 @@ func (c *Controller) announceAssertion(t *tx, key seal.AudienceKey, region, sele
 	return putSecret(t, key, k.KID, der)
 }
 
-// knownAssertionKeys are the assertion keys that count still and that a proxy could open before it was cut off. Where it was only
-// quarantined, or has left, they get a successor in the ordinary way. It is a member of their audience no more, so that nobody will be
-// expelled should it be revoked then.
+// knownAssertionKeys are the assertion keys that count still and that a node could open before it was cut off: a proxy those of its
+// slot, a control node all. Where it was only quarantined, or has left, they get a successor in the ordinary way. It is a member of
+// their audiences no more, so that nobody will be expelled should it be revoked then.
 func knownAssertionKeys(v *state.View, was *keyring.Node) []*keyring.SigningKey {
-	if !was.HasRole(keyring.RoleProxy) || was.State != keyring.NodeQuarantined && was.State != keyring.NodeDeparted {
+	if was.State != keyring.NodeQuarantined && was.State != keyring.NodeDeparted {
 		return nil
 	}
+	own := keyring.AssertAudience(was.Region, was.RouteSelector)
 	var known, announced []*keyring.SigningKey
-	signs := false
+	signs := map[string]bool{} // by audience
 	for _, k := range v.Keyring.VerifyingKeys(keyring.SigningAssertion) {
+		slot := keyring.AssertAudience(k.Region, k.RouteSelector)
 		switch {
-		case k.Region != was.Region || k.RouteSelector != was.RouteSelector:
+		case !was.HasRole(keyring.RoleControl) && (!was.HasRole(keyring.RoleProxy) || slot != own):
 		case !k.AnnouncedAt.After(was.StateSince):
-			known, signs = append(known, k), signs || k.State == keyring.SigningActive
+			known, signs[slot] = append(known, k), signs[slot] || k.State == keyring.SigningActive
 		case k.State == keyring.SigningAnnounced:
 			announced = append(announced, k)
 		}
 	}
-	if signs { // else the slot would wait for the one that is announced; once it is empty, the leader makes one that signs at once
-		known = append(known, announced...)
+	for _, k := range announced { // else the slot would wait for it; once it is empty, the leader makes one that signs at once
+		if signs[keyring.AssertAudience(k.Region, k.RouteSelector)] {
+			known = append(known, k)
+		}
 	}
 	return known
 }
 
-// distrust revokes what a node that is revoked could open before it was cut off: it is not trusted for a moment longer.
-func (c *Controller) distrust(t *tx, was *keyring.Node) error {
+// distrustRoom is how many records a commit may write and still have room for one more node that is revoked, with its session keys.
+const distrustRoom = store.MaxOps * 4 / 5
+
+// distrust revokes what a node that is revoked could open before it was cut off: it is not trusted for a moment longer. Where the
+// commit has no room for all of it, the node must wait for another.
+func (c *Controller) distrust(t *tx, was *keyring.Node) (all bool, err error) {
+	if len(t.puts) >= distrustRoom {
+		return false, nil
+	}
 	for _, k := range knownAssertionKeys(t.View, was) {
 		fresh, err := t.signingKey(k.KID)
 		if err != nil {
-			return err
+			return false, err
 		}
 		revoked, err := keyring.RevokeSigningKey(*fresh, "a node that could open it was revoked", t.Now)
 		if err != nil {
-			return err
+			return false, err
 		}
 		t.put(state.PutSigningKey(&revoked))
+		if len(t.puts) >= distrustRoom {
+			return false, nil
+		}
 	}
-	return nil
+	return true, nil
 }

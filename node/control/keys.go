@@ -130,7 +130,6 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 				batch = batch[:cascadeBatch]
 			}
 			act := t.receipt("key.revoke", revoked.ID, by)
-			act.Reason, act.More = req.Reason, more
 			t.put(state.PutKey(&revoked))
 			for i := range batch {
 				was, err := t.node(batch[i].ID) // guards what the cascade was decided on
@@ -138,8 +137,13 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 					return err
 				}
 				if batch[i].State == keyring.NodeRevoked {
-					if err := c.distrust(t, was); err != nil {
+					all, err := c.distrust(t, was)
+					if err != nil {
 						return err
+					}
+					if !all {
+						batch, more = batch[:i], true
+						break
 					}
 				}
 				t.put(state.PutNode(&batch[i]))
@@ -147,6 +151,7 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 					return err
 				}
 			}
+			act.Reason, act.More = req.Reason, more
 			return nil
 		})
 		if err == nil {

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -168,29 +167,36 @@ func FindNode(v *state.View, ref string) (string, error) {
 }
 
 func (c *Controller) revokeNode(ctx context.Context, act keyring.Act) (string, revision.Revision, error) {
-	var id string
-	ref := act.Target
-	at, err := c.update(ctx, "revoke node "+ref, func(t *tx) error {
-		var err error
-		if id, err = FindNode(t.View, ref); err != nil {
-			return err
+	for {
+		var id string
+		var all bool
+		at, err := c.update(ctx, "revoke node "+act.Target, func(t *tx) error {
+			var err error
+			if id, err = FindNode(t.View, act.Target); err != nil {
+				return err
+			}
+			n, err := t.node(id)
+			if err != nil {
+				return err
+			}
+			if err := c.mayRevokeNode(t, id); err != nil {
+				return err
+			}
+			revoked, err := keyring.RevokeNode(*n, act.Reason, t.Now)
+			if err != nil {
+				return err
+			}
+			if all, err = c.distrust(t, n); err != nil || !all {
+				return err
+			}
+			t.put(state.PutNode(&revoked))
+			t.receipt(act.Action, id, act.By).Reason = act.Reason
+			return c.revokeSigningKeysOf(t, id, "node revoked")
+		})
+		if err != nil || all {
+			return id, at, err
 		}
-		n, err := t.node(id)
-		if err != nil {
-			return err
-		}
-		if err := c.mayRevokeNode(t, id); err != nil {
-			return err
-		}
-		revoked, err := keyring.RevokeNode(*n, act.Reason, t.Now)
-		if err != nil {
-			return err
-		}
-		t.put(state.PutNode(&revoked))
-		t.receipt(act.Action, id, act.By).Reason = act.Reason
-		return errors.Join(c.distrust(t, n), c.revokeSigningKeysOf(t, id, "node revoked"))
-	})
-	return id, at, err
+	}
 }
 
 // revokeSigningKeysOf revokes a node's own session keys: nothing that it signed counts any more.
