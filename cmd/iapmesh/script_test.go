@@ -7,11 +7,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,13 +56,26 @@ func scriptParams() testscript.Params {
 	}
 }
 
-// addresses NAME…: sets each variable to a free address on loopback.
+// given are the ports that a script has been given.
+var given sync.Map
+
+// addresses NAME…: sets each variable to a free address on loopback. Its port lies below those that Linux takes for connections: one
+// of these might be taken before a node listens.
 func addresses(ts *testscript.TestScript, _ bool, names []string) {
 	for _, name := range names {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		ts.Check(err)
-		defer l.Close() // after the last is found: else two might be the same
-		ts.Setenv(name, l.Addr().String())
+		for {
+			address := net.JoinHostPort("127.0.0.1", strconv.Itoa(10_000+mathrand.IntN(22_768)))
+			if _, twice := given.LoadOrStore(address, true); twice {
+				continue
+			}
+			l, err := net.Listen("tcp", address)
+			if err != nil {
+				continue
+			}
+			ts.Check(l.Close())
+			ts.Setenv(name, address)
+			break
+		}
 	}
 }
 
