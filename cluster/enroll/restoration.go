@@ -27,21 +27,9 @@ type restorationServer struct {
 	*Server
 }
 
-// enter bounds the rate of a source, and returns what its connection exports.
-func (s *Server) enter(ctx context.Context) ([32]byte, error) {
-	source, ekm, err := connection(ctx)
-	if err != nil {
-		return ekm, err
-	}
-	if !s.sources.allow(sourceName(source)) {
-		return ekm, fault.New(fault.Unavailable, "too many attempts: wait a few seconds")
-	}
-	return ekm, nil
-}
-
 // Introduce implements RestorationService.
 func (s restorationServer) Introduce(ctx context.Context, _ *iapmeshv1.IntroduceRequest) (*iapmeshv1.IntroduceResponse, error) {
-	if _, err := s.enter(ctx); err != nil {
+	if _, _, err := s.caller(ctx, "introduce"); err != nil {
 		return nil, err
 	}
 	return s.restorations.Introduce()
@@ -49,18 +37,17 @@ func (s restorationServer) Introduce(ctx context.Context, _ *iapmeshv1.Introduce
 
 // Remember implements RestorationService.
 func (s restorationServer) Remember(ctx context.Context, req *iapmeshv1.RememberRequest) (*iapmeshv1.RememberResponse, error) {
-	ekm, err := s.enter(ctx)
+	_, ekm, err := s.caller(ctx, "remember")
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return nil, fault.New(fault.Unavailable, "remember: too many attempts in flight: try again")
+	leave, err := s.place(ctx, "remember")
+	if err != nil {
+		return nil, err
 	}
+	defer leave()
 	return s.restorations.Remember(ctx, req, ekm)
 }
 

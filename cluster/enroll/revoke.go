@@ -96,12 +96,9 @@ func (s *Server) revokeByHolder(ctx context.Context, req *iapmeshv1.RevokeByHold
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	source, ekm, err := connection(ctx)
+	source, ekm, err := s.caller(ctx, "revoke")
 	if err != nil {
 		return nil, err
-	}
-	if !s.sources.allow(sourceName(source)) {
-		return nil, fault.New(fault.Unavailable, "revoke: too many attempts: wait a few seconds")
 	}
 	// As with joins: for the rate limit alone, and nothing is believed before the leader has verified the signature.
 	asked, err := keyring.ParseHolderRevocation(req.Body)
@@ -111,12 +108,11 @@ func (s *Server) revokeByHolder(ctx context.Context, req *iapmeshv1.RevokeByHold
 	if !s.holders.allow(asked.Key) {
 		return nil, fault.New(fault.Unavailable, "revoke: too many attempts: wait a few seconds")
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return nil, fault.New(fault.Unavailable, "revoke: too many attempts in flight: try again")
+	leave, err := s.place(ctx, "revoke")
+	if err != nil {
+		return nil, err
 	}
+	defer leave()
 	resp, err := s.Revoke(ctx, &iapmeshv1.RelayRevokeByHolderRequest{Revocation: req, ExportedKeyingMaterial: ekm[:], SourceAddress: source.String()})
 	if err != nil {
 		s.logger.Info("revocation by a holder refused", "source", source.String(), "key", asked.Key, "error", err)

@@ -107,12 +107,9 @@ func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmesh
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	source, ekm, err := connection(ctx)
+	source, ekm, err := s.caller(ctx, "join")
 	if err != nil {
 		return nil, err
-	}
-	if !s.sources.allow(sourceName(source)) {
-		return nil, fault.New(fault.Unavailable, "join: too many attempts: wait a few seconds")
 	}
 	// The key's id is read here for the rate limit alone; nothing is believed of it before the leader has verified the signatures.
 	var body iapmeshv1.JoinBody
@@ -122,12 +119,11 @@ func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmesh
 	if !s.keys.allow(body.KeyId) {
 		return nil, fault.New(fault.Unavailable, "join: too many attempts: wait a few seconds")
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return nil, fault.New(fault.Unavailable, "join: too many attempts in flight: try again")
+	leave, err := s.place(ctx, "join")
+	if err != nil {
+		return nil, err
 	}
+	defer leave()
 	resp, err := s.admit(ctx, &iapmeshv1.RelayJoinRequest{Join: req, ExportedKeyingMaterial: ekm[:], SourceAddress: source.String()})
 	if err != nil {
 		s.logger.Info("join attempt refused", "source", source.String(), "key", body.KeyId, "error", err)
@@ -137,14 +133,31 @@ func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmesh
 
 // Locate implements EnrollService.
 func (s *Server) Locate(ctx context.Context, _ *iapmeshv1.LocateRequest) (*iapmeshv1.LocateResponse, error) {
-	source, _, err := connection(ctx)
-	if err != nil {
+	if _, _, err := s.caller(ctx, "locate"); err != nil {
 		return nil, err
 	}
-	if !s.sources.allow(sourceName(source)) {
-		return nil, fault.New(fault.Unavailable, "locate: too many attempts: wait a few seconds")
-	}
 	return &iapmeshv1.LocateResponse{ControlNodes: s.locate()}, nil
+}
+
+// caller says from where the caller comes and what its connection exports, unless its source asks too often.
+func (s *Server) caller(ctx context.Context, what string) (source netip.Addr, ekm [32]byte, err error) {
+	if source, ekm, err = connection(ctx); err != nil {
+		return source, ekm, err
+	}
+	if !s.sources.allow(sourceName(source)) {
+		return source, ekm, fault.New(fault.Unavailable, "%s: too many attempts: wait a few seconds", what)
+	}
+	return source, ekm, nil
+}
+
+// place waits until there is room for one more call that is answered.
+func (s *Server) place(ctx context.Context, what string) (leave func(), err error) {
+	select {
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots }, nil
+	case <-ctx.Done():
+		return nil, fault.New(fault.Unavailable, "%s: too many attempts in flight: try again", what)
+	}
 }
 
 // sourceName is what a source's rate counts by: the IPv4 address, or the /64 of an IPv6 one, since a host owns all of it.

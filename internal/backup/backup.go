@@ -131,9 +131,6 @@ type Restoring struct {
 	DryRun     bool
 }
 
-// partBytes is how much of a snapshot goes into one message.
-const partBytes = 1 << 20
-
 // Restore gives a snapshot back to the mesh. When the lead moves meanwhile, the next leader goes on.
 func Restore(ctx context.Context, client *profile.Client, r Restoring) (out *iapmeshv1.RestoreResponse, err error) {
 	err = client.Call(ctx, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
@@ -163,27 +160,15 @@ func (r *Restoring) send(stream grpc.ClientStreamingClient[iapmeshv1.RestoreRequ
 	if err := stream.Send(&iapmeshv1.RestoreRequest{Part: &iapmeshv1.RestoreRequest_Begin{Begin: begin}}); err != nil {
 		return err
 	}
-	part, size, sum := &iapmeshv1.SnapshotEntries{}, 0, snapshotfile.NewSum()
-	flush := func() error {
-		if len(part.Entries) == 0 {
-			return nil
-		}
-		err := stream.Send(&iapmeshv1.RestoreRequest{Part: &iapmeshv1.RestoreRequest_Entries{Entries: part}})
-		part, size = &iapmeshv1.SnapshotEntries{}, 0
+	err := state.SendEntries(s.Entries, func(part *iapmeshv1.SnapshotEntries) error {
+		return stream.Send(&iapmeshv1.RestoreRequest{Part: &iapmeshv1.RestoreRequest_Entries{Entries: part}})
+	})
+	if err != nil {
 		return err
 	}
+	sum := snapshotfile.NewSum()
 	for _, e := range s.Entries {
-		if n := len(e.Key) + len(e.Value); size > 0 && size+n > partBytes {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
-		size += len(e.Key) + len(e.Value)
-		part.Entries = append(part.Entries, &iapmeshv1.Entry{Key: e.Key, Value: e.Value, Revision: state.RevisionProto(e.Revision)})
 		sum.Add(e)
-	}
-	if err := flush(); err != nil {
-		return err
 	}
 	digest := sum.Digest()
 	return stream.Send(&iapmeshv1.RestoreRequest{Part: &iapmeshv1.RestoreRequest_End{End: &iapmeshv1.RestoreEnd{

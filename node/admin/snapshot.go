@@ -20,9 +20,6 @@ type snapshots struct {
 	Services
 }
 
-// partBytes is how much of a snapshot goes into one message: less than any limit on the way.
-const partBytes = 1 << 20
-
 // Save implements SnapshotService.
 func (s *snapshots) Save(req *iapmeshv1.SaveRequest, stream grpc.ServerStreamingServer[iapmeshv1.SaveResponse]) error {
 	by, c, err := s.leader(stream.Context())
@@ -36,28 +33,15 @@ func (s *snapshots) Save(req *iapmeshv1.SaveRequest, stream grpc.ServerStreaming
 	if err := stream.Send(&iapmeshv1.SaveResponse{Part: &iapmeshv1.SaveResponse_Header{Header: header}}); err != nil {
 		return err
 	}
+	err = state.SendEntries(entries, func(part *iapmeshv1.SnapshotEntries) error {
+		return stream.Send(&iapmeshv1.SaveResponse{Part: &iapmeshv1.SaveResponse_Entries{Entries: part}})
+	})
+	if err != nil {
+		return err
+	}
 	sum := snapshotfile.NewSum()
-	part, size := &iapmeshv1.SnapshotEntries{}, 0
-	flush := func() error {
-		if len(part.Entries) == 0 {
-			return nil
-		}
-		err := stream.Send(&iapmeshv1.SaveResponse{Part: &iapmeshv1.SaveResponse_Entries{Entries: part}})
-		part, size = &iapmeshv1.SnapshotEntries{}, 0
-		return err
-	}
 	for _, e := range entries {
-		if n := len(e.Key) + len(e.Value); size > 0 && size+n > partBytes {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
-		size += len(e.Key) + len(e.Value)
-		part.Entries = append(part.Entries, &iapmeshv1.Entry{Key: e.Key, Value: e.Value, Revision: state.RevisionProto(e.Revision)})
 		sum.Add(e)
-	}
-	if err := flush(); err != nil {
-		return err
 	}
 	digest := sum.Digest()
 	return stream.Send(&iapmeshv1.SaveResponse{Part: &iapmeshv1.SaveResponse_Trailer{Trailer: &iapmeshv1.SnapshotTrailer{Count: sum.Count(), Digest: digest[:]}}})

@@ -135,3 +135,26 @@ func Build(entries []store.Entry, at store.Revision) (*View, error) {
 	}
 	return v, nil
 }
+
+// maxPart is how many bytes of a snapshot go into one message, unless a single record is larger: less than any limit on the way.
+const maxPart = 1 << 20
+
+// SendEntries gives send a snapshot's records, in messages of at most a mebibyte.
+func SendEntries(entries []store.Entry, send func(*iapmeshv1.SnapshotEntries) error) error {
+	part, size := &iapmeshv1.SnapshotEntries{}, 0
+	for _, e := range entries {
+		n := len(e.Key) + len(e.Value)
+		if size > 0 && size+n > maxPart {
+			if err := send(part); err != nil {
+				return err
+			}
+			part, size = &iapmeshv1.SnapshotEntries{}, 0
+		}
+		size += n
+		part.Entries = append(part.Entries, &iapmeshv1.Entry{Key: e.Key, Value: e.Value, Revision: RevisionProto(e.Revision)})
+	}
+	if len(part.Entries) == 0 {
+		return nil
+	}
+	return send(part)
+}

@@ -1,6 +1,10 @@
 package state_test
 
 import (
+	"errors"
+	"reflect"
+	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/iapmesh/iapmesh/cluster/store"
@@ -59,5 +63,42 @@ func TestAnAnnouncedRestorationShutsOlderViews(t *testing.T) {
 	v, err := w.source.WaitRevision(t.Context(), at)
 	if err != nil || v.Keyring.Closed() != nil || !v.Keyring.Fenced(revision.Revision{Epoch: 1, Index: 99}) {
 		t.Errorf("the restored state, which is confirmed: %v, %v", err, v.Keyring.Closed())
+	}
+}
+
+// Every record of a snapshot is sent once, in order, in messages of at most a mebibyte; one that is larger has a message of its own.
+func TestSendEntries(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		sizes []int // of the values, in KiB
+		parts []int // records in each message
+	}{
+		"none":           {nil, nil},
+		"a few":          {[]int{1, 2, 3}, []int{3}},
+		"over the limit": {[]int{400, 400, 400, 400}, []int{2, 2}},
+		"a large one":    {[]int{1, 1500, 1}, []int{1, 1, 1}},
+	} {
+		var in, out []store.Entry
+		for i, kib := range c.sizes {
+			in = append(in, store.Entry{Key: strconv.Itoa(i), Value: make([]byte, kib<<10), Revision: revision.Revision{Epoch: 1, Index: uint64(i)}})
+		}
+		var parts []int
+		err := state.SendEntries(in, func(p *iapmeshv1.SnapshotEntries) error {
+			parts = append(parts, len(p.Entries))
+			for _, e := range p.Entries {
+				out = append(out, store.Entry{Key: e.Key, Value: e.Value, Revision: state.RevisionOf(e.Revision)})
+			}
+			return nil
+		})
+		if err != nil || !slices.Equal(parts, c.parts) {
+			t.Errorf("%s: messages of %v records, want %v, error %v", name, parts, c.parts, err)
+		}
+		if !reflect.DeepEqual(in, out) {
+			t.Errorf("%s: other records came out", name)
+		}
+	}
+	broken := errors.New("broken")
+	if err := state.SendEntries([]store.Entry{{Key: "a"}}, func(*iapmeshv1.SnapshotEntries) error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("an error of the stream is lost: %v", err)
 	}
 }
