@@ -106,7 +106,7 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	pattern, err := regexp.Compile(args[0])
 	ts.Check(err)
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(90 * time.Second)
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
 	for {
@@ -116,7 +116,7 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		select {
 		case <-deadline:
-			ts.Fatalf("%s did not appear within 30 s", args[0])
+			ts.Fatalf("%s did not appear within 90 s", args[0])
 		case <-ticker.C:
 		}
 	}
