@@ -106,6 +106,31 @@ func TestARevokedNodeEnds(t *testing.T) {
 	}
 }
 
+func TestANodeThatWasQuarantinedWhileItWasCutOffServesNobodyOnceItIsBack(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	edge := mesh.AddNode("edge", "proxy")
+	mesh.AwaitVoters()
+	ana := mesh.In("eu-west").SignIn("ana@example.com")
+	edge.Serves(ana, http.StatusOK)
+	stream := edge.Stream(ana)
+	mesh.Cut("edge")
+	edge.Quarantine()
+	edge.Serves(ana, http.StatusOK) // it cannot know
+	mesh.Heal("edge")
+	mesh.Eventually("it serves nobody", func() bool {
+		return ana.Get(edge, nodetest.EchoHost, "/whoami").StatusCode == http.StatusMisdirectedRequest
+	})
+	select {
+	case <-stream:
+	case <-time.After(nodetest.Patience):
+		t.Error("what was open there goes on")
+	}
+	edge.Release()
+	edge.AwaitReady()
+	edge.Serves(ana, http.StatusOK)
+}
+
 func TestANodeThatWasRemovedEndsAndGivesItsPlace(t *testing.T) {
 	t.Parallel()
 	mesh := nodetest.Start(t, "eu-west")

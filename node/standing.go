@@ -47,13 +47,13 @@ func turnedAway(id string, s keyring.NodeState, reason string, since time.Time) 
 }
 
 // standing ends a node that the mesh has turned away for good: by the node's own view, or, where it was away when that happened, by
-// what a control node says.
+// what a control node says. One that was quarantined while it was away serves nobody from that word on, as if it had read it.
 type standing struct {
 	nodeID string
 	source *state.Source
-	ask    func(context.Context) (keyring.NodeState, string, time.Time, error) // control nodes, one after another
-	heard  func() bool                                                         // the leader has answered lately
-	last   func(context.Context)                                               // before it ends on others' word: its view may know what they do not; nil: nothing
+	ask    func(context.Context) (state.Standing, error) // control nodes, one after another
+	heard  func() bool                                   // the leader has answered lately
+	last   func(context.Context)                         // before it ends on others' word: its view may know what they do not; nil: nothing
 }
 
 // findNode is a node's record, whatever its state, for a control node to tell that node of.
@@ -68,7 +68,7 @@ func (a *assembly) findNode(id string) *iapmeshv1.Node {
 
 // askStanding asks the control nodes that are known, one after another, until one has answered. Each is verified as the server of any
 // other call is; what it says of this node cannot be taken back later, so it need not be the newest.
-func (a *assembly) askStanding(ctx context.Context) (s keyring.NodeState, reason string, since time.Time, err error) {
+func (a *assembly) askStanding(ctx context.Context) (st state.Standing, err error) {
 	err = fault.New(fault.Unavailable, "no control node is known")
 	for _, target := range a.link.candidates() {
 		if target.NodeID == a.id.public.NodeID {
@@ -76,10 +76,10 @@ func (a *assembly) askStanding(ctx context.Context) (s keyring.NodeState, reason
 		}
 		var resp *iapmeshv1.StandingResponse
 		if resp, err = a.askStandingOf(ctx, target); err == nil {
-			return state.NodeStateOf(resp.State), resp.Reason, state.Time(resp.Since), nil
+			return state.Standing{Node: a.id.public.NodeID, State: state.NodeStateOf(resp.State), Reason: resp.Reason, Since: state.Time(resp.Since)}, nil
 		}
 	}
-	return "", "", time.Time{}, err
+	return state.Standing{}, err
 }
 
 func (a *assembly) askStandingOf(ctx context.Context, target controlNode) (*iapmeshv1.StandingResponse, error) {
@@ -93,7 +93,8 @@ func (a *assembly) askStandingOf(ctx context.Context, target controlNode) (*iapm
 	return enroll.Standing(ctx, conn, a.id.public.NodeID, a.id.nodeKey())
 }
 
-// A node that no leader answers asks what became of it, soon and then ever less often: it may only be cut off, or wait in quarantine.
+// A node that no leader answers asks what became of it: again and again while it reaches nobody, and ever less often once it was told,
+// since the mesh may only lack a leader, and quarantine takes its time.
 const (
 	standingEvery    = 5 * time.Second
 	maxStandingEvery = time.Minute
@@ -122,18 +123,16 @@ func (s *standing) Run(ctx context.Context) error {
 		}
 		if s.heard() {
 			pause = standingEvery
-			timer.Reset(pause)
-			continue
-		}
-		pause = min(2*pause, maxStandingEvery)
-		timer.Reset(pause/2 + rand.N(pause/2)) //nolint:gosec // spreads load, keeps no secret
-		if st, reason, since, err := s.ask(ctx); err == nil {
-			if err := turnedAway(s.nodeID, st, reason, since); err != nil {
-				if st == keyring.NodeDeparted && s.last != nil {
-					s.last(ctx)
-				}
-				return err
+		} else if st, err := s.ask(ctx); err == nil {
+			if st.State == keyring.NodeDeparted && s.last != nil {
+				s.last(ctx)
 			}
+			s.source.Tell(st)
+			if err := turnedAway(st.Node, st.State, st.Reason, st.Since); err != nil {
+				return err // there may be no view
+			}
+			pause = min(2*pause, maxStandingEvery)
 		}
+		timer.Reset(pause/2 + rand.N(pause/2)) //nolint:gosec // spreads load, keeps no secret
 	}
 }

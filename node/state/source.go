@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/revision"
@@ -31,6 +33,15 @@ type Source struct {
 
 	publishing sync.Mutex           // held while a view is published
 	announced  *keyring.Restoration // of a later epoch than the views that are followed; guarded by publishing
+	told       *told                // of later than this node's record in the views that are followed; guarded by publishing
+}
+
+// Standing is what became of a node.
+type Standing struct {
+	Node   string // its id
+	State  keyring.NodeState
+	Reason string
+	Since  time.Time
 }
 
 // NewSource makes a Source. onView are called in order, one at a time, with each view just after Load returns it.
@@ -141,6 +152,32 @@ func (s *Source) Announce(r *keyring.Restoration) {
 	}
 }
 
+// told is a standing that a control node told, and the epoch that was followed then: a restored state counts for itself.
+type told struct {
+	Standing
+	epoch uint64
+}
+
+// Tell takes what a control node says of this node, which may follow nobody and so cannot read it in its record: until the record that is
+// followed is as new, every view shows this instead, the present one at once.
+func (s *Source) Tell(st Standing) {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	v := s.Load()
+	if v == nil || (s.told != nil && !st.Since.After(s.told.Since)) {
+		return
+	}
+	s.told = &told{st, v.Revision.Epoch}
+	if s.told.overtakes(v) {
+		s.show(v)
+	}
+}
+
+func (t *told) overtakes(v *View) bool {
+	n := v.Keyring.Nodes[t.Node]
+	return n != nil && n.StateSince.Before(t.Since) && v.Revision.Epoch == t.epoch
+}
+
 func (s *Source) publish(v *View) {
 	s.publishing.Lock()
 	defer s.publishing.Unlock()
@@ -150,9 +187,15 @@ func (s *Source) publish(v *View) {
 // show publishes a view; publishing is held.
 func (s *Source) show(v *View) {
 	if r := s.announced; r != nil && v.Revision.Epoch < r.Statement.NewEpoch {
-		contents := v.Keyring.Contents
-		contents.Restoration = r
-		v = &View{Revision: v.Revision, Keyring: keyring.NewSnapshot(v.Revision, contents), Config: v.Config, ManifestRevision: v.ManifestRevision}
+		v = v.amended(func(c *keyring.Contents) { c.Restoration = r })
+	}
+	if t := s.told; t != nil && t.overtakes(v) {
+		v = v.amended(func(c *keyring.Contents) {
+			n := *c.Nodes[t.Node]
+			n.State, n.Reason, n.StateSince = t.State, t.Reason, t.Since
+			c.Nodes = maps.Clone(c.Nodes)
+			c.Nodes[n.ID] = &n
+		})
 	}
 	s.view.Store(v)
 	for _, f := range s.onView {
@@ -163,4 +206,11 @@ func (s *Source) show(v *View) {
 	close(s.changed)
 	s.changed = make(chan struct{})
 	s.mu.Unlock()
+}
+
+// amended is the view with contents that this node knows better.
+func (v *View) amended(change func(*keyring.Contents)) *View {
+	contents := v.Keyring.Contents
+	change(&contents)
+	return &View{Revision: v.Revision, Keyring: keyring.NewSnapshot(v.Revision, contents), Config: v.Config, ManifestRevision: v.ManifestRevision}
 }

@@ -359,3 +359,49 @@ func confirmed(value []byte) bool {
 	var p iapmeshv1.Restoration
 	return proto.Unmarshal(value, &p) == nil && p.Phase == iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED
 }
+
+// What a control node says of this node counts until the record that is followed is as new, and a restored record counts for itself.
+func TestANodeIsToldItsStanding(t *testing.T) {
+	t.Parallel()
+	start := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	shown := 0
+	w := newWorld(t, func(*state.View) { shown++ })
+	record := func(s keyring.NodeState, after time.Duration) store.Entry {
+		n := node(1, "eu")
+		n.State, n.StateSince = s, start.Add(after)
+		return state.PutNode(n)
+	}
+	id := node(1, "eu").ID
+	tell := func(s keyring.NodeState, after time.Duration) {
+		w.source.Tell(state.Standing{Node: id, State: s, Reason: "odd", Since: start.Add(after)})
+	}
+	is := func(when string, want keyring.NodeState) {
+		t.Helper()
+		if n := w.source.Load().Keyring.Nodes[id]; n.State != want || w.source.Load().Keyring.NodeByKey(n.PublicKey) != n {
+			t.Errorf("%s: it is %s, want %s", when, n.State, want)
+		}
+	}
+	tell(keyring.NodeQuarantined, time.Hour) // there is no view yet
+	w.send(true, state.PutMesh(mesh), record(keyring.NodeActive, time.Minute))
+	is("followed", keyring.NodeActive)
+	tell(keyring.NodeActive, time.Minute)
+	if shown != 1 {
+		t.Errorf("%d views shown after nothing new was told", shown)
+	}
+	tell(keyring.NodeQuarantined, 3*time.Minute)
+	is("told", keyring.NodeQuarantined)
+	tell(keyring.NodeActive, 2*time.Minute) // by one who is behind
+	is("told what was before", keyring.NodeQuarantined)
+	w.send(false, record(keyring.NodeActive, 2*time.Minute))
+	is("an older record followed", keyring.NodeQuarantined)
+	w.send(false, record(keyring.NodeActive, 4*time.Minute))
+	is("released", keyring.NodeActive)
+	tell(keyring.NodeRevoked, 5*time.Minute)
+	is("told again", keyring.NodeRevoked)
+	at := store.Revision{Epoch: 2, Index: 1}
+	w.store <- store.Change{Revision: at, Reset: true, Entries: []store.Entry{state.PutMesh(mesh), record(keyring.NodeActive, time.Minute)}}
+	if _, err := w.source.WaitRevision(t.Context(), at); err != nil {
+		t.Fatal(err)
+	}
+	is("restored", keyring.NodeActive)
+}
