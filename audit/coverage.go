@@ -16,7 +16,7 @@ type MissingKind string
 // The kinds of what is missing.
 const (
 	MissingNode    MissingKind = "never_shipped" // nothing of the node is there
-	MissingAfter   MissingKind = "after"         // nothing after From
+	MissingAfter   MissingKind = "after"         // nothing after From, until To
 	MissingRecords MissingKind = "records"       // of a run, FromSeq ≤ seq < ToSeq
 	MissingRun     MissingKind = "run"           // a whole run
 	MissingGap     MissingKind = "gap"           // requests that the node served without a record, as it says itself
@@ -38,10 +38,30 @@ type Missing struct {
 	Text    string      `json:"text,omitempty"`
 }
 
-// Expected is a node whose trail there should be: it could write records from Since until Until, zero if it still can.
+// Expected is a node whose trail there should be: it could write records from Since on. If the mesh has put it out, at PutOut, it could until
+// its trail says that it has stopped by that; where Gone, somebody has said that it was stopped by PutOut already.
 type Expected struct {
-	Node         string
-	Since, Until time.Time
+	Node   string
+	Since  time.Time
+	PutOut time.Time // zero: it was not
+	Gone   bool
+}
+
+// until is the end of what a node could write, by what is there of its trail; zero: there is none that is known. Of several words the last
+// counts: a node that was started again may have served until it heard.
+func (e Expected) until(runs []Held) time.Time {
+	var said time.Time
+	for _, h := range runs {
+		for _, d := range h.StoodDown {
+			if d.PutOut.Equal(e.PutOut) && d.Seq < h.Proved.Size && d.At.After(said) {
+				said = d.At
+			}
+		}
+	}
+	if said.IsZero() && e.Gone {
+		return e.PutOut
+	}
+	return said
 }
 
 // Window is a span of time. Slack is how far behind its end a trail that still grows may be.
@@ -91,13 +111,18 @@ func MergeHeld(all ...[]Held) []Held {
 		k := runKey{h.Node, h.Run}
 		have := merged[k]
 		if have == nil {
-			h.Ranges, h.Gaps = slices.Clone(h.Ranges), slices.Clone(h.Gaps)
+			h.Ranges, h.Gaps, h.StoodDown = slices.Clone(h.Ranges), slices.Clone(h.Gaps), slices.Clone(h.StoodDown)
 			merged[k] = &h
 			continue
 		}
 		have.Ranges = mergeRanges(append(have.Ranges, h.Ranges...))
 		have.InSpan += h.InSpan
 		have.Forked, have.MoreGaps = have.Forked || h.Forked, have.MoreGaps || h.MoreGaps
+		for _, d := range h.StoodDown {
+			if !slices.ContainsFunc(have.StoodDown, func(o StandDown) bool { return o.Seq == d.Seq }) {
+				have.StoodDown = append(have.StoodDown, d)
+			}
+		}
 		if have.PreviousRun == "" {
 			have.PreviousRun, have.PreviousSize = h.PreviousRun, h.PreviousSize
 		}
@@ -174,8 +199,10 @@ func Judge(expected []Expected, held []Held, w Window) Completeness {
 		if e.Since.After(from) {
 			from = e.Since
 		}
-		if !e.Until.IsZero() && e.Until.Before(to) {
-			to = e.Until
+		if !e.PutOut.IsZero() {
+			if until := e.until(runs[e.Node]); !until.IsZero() && until.Before(to) {
+				to = until
+			}
 		}
 		if !from.Before(to) {
 			continue

@@ -15,6 +15,7 @@ const (
 	MaxSummarySubjects = 1000 // a key
 	MaxSummaryGaps     = 1000 // a run
 	MaxSummaryRanges   = 1000 // a run
+	MaxStandDowns      = 100  // a run: the last
 )
 
 // How a decision stands on a provisioning key.
@@ -64,6 +65,7 @@ type RunCoverage struct {
 	InSpan       uint64 // records that were counted
 	Gaps         []TrailGap
 	MoreGaps     bool
+	StoodDown    []StandDown
 	Forked       bool
 }
 
@@ -134,6 +136,11 @@ func (s *Summarizer) record(t *runTally, f Frame) {
 	if f.Seq == 0 && kind == KindRun {
 		if r, err := Decode(f.Body); err == nil {
 			t.previous(r.Detail)
+		}
+	}
+	if kind == KindRevocation {
+		if r, err := Decode(f.Body); err == nil {
+			t.standDown(f.Seq, &r)
 		}
 	}
 	if !decoded || (!s.To.IsZero() && !at.Before(s.To)) {
@@ -211,6 +218,14 @@ func (t *runTally) previous(detail map[string]string) {
 	}
 	if size, err := strconv.ParseUint(detail["previous_size"], 10, 63); err == nil {
 		t.PreviousRun, t.PreviousSize = detail["previous_run"], size
+	}
+}
+
+func (t *runTally) standDown(seq uint64, r *Record) {
+	if putOut, ok := r.standDown(); ok {
+		if t.StoodDown = append(t.StoodDown, StandDown{seq, r.Time, putOut}); len(t.StoodDown) > MaxStandDowns {
+			t.StoodDown = t.StoodDown[1:]
+		}
 	}
 }
 

@@ -88,6 +88,27 @@ func TestASummarySaysWhatItWasCountedOver(t *testing.T) {
 	}
 }
 
+func TestASummaryTellsWhenANodeStoodDown(t *testing.T) {
+	t.Parallel()
+	s := &audit.Summarizer{From: at(10), To: at(20)}
+	word := func(second, putOut int64) audit.Record {
+		r := audit.NewStandDown("revoked", "stolen", at(putOut))
+		r.Time = at(second)
+		return *r
+	}
+	written(s, "n1", run, 0, word(5, 4), audit.Record{Kind: audit.KindRevocation, Time: at(6), Detail: map[string]string{"action": "key.revoke", "put_out": "x"}}, word(30, 29))
+	want := []audit.StandDown{{Seq: 0, At: at(5), PutOut: at(4)}, {Seq: 2, At: at(30), PutOut: at(29)}} // the span is the counts'
+	if diff := cmp.Diff(want, s.Summary().Runs[0].StoodDown); diff != "" {
+		t.Error(diff)
+	}
+	for i := range int64(200) {
+		written(s, "n1", run, uint64(3+i), word(31+i, 30+i))
+	}
+	if got := s.Summary().Runs[0].StoodDown; len(got) != audit.MaxStandDowns || got[len(got)-1].Seq != 202 {
+		t.Errorf("%d words, the last at %d", len(got), got[len(got)-1].Seq)
+	}
+}
+
 // What is counted is bounded, and does not depend on the order in which it came.
 func TestASummaryIsBounded(t *testing.T) {
 	t.Parallel()
@@ -145,6 +166,12 @@ func TestWhetherATrailIsComplete(t *testing.T) {
 		h.PreviousRun, h.PreviousSize = previous.String(), size
 		return h
 	}
+	said := func(h audit.Held, seq uint64, when, putOut int64) audit.Held {
+		h.StoodDown = append(h.StoodDown, audit.StandDown{Seq: seq, At: at(when), PutOut: at(putOut)})
+		return h
+	}
+	putOut := []audit.Expected{{Node: "n1", Since: at(0), PutOut: at(7 * hour)}}
+	gone := []audit.Expected{{Node: "n1", Since: at(0), PutOut: at(7 * hour), Gone: true}}
 	forked := heldRun(started(0), 10, 10*hour, seqs(0, 10, 0, 10*hour))
 	forked.Forked = true
 	gap := heldRun(started(0), 10, 10*hour, seqs(0, 10, 0, 10*hour))
@@ -161,13 +188,24 @@ func TestWhetherATrailIsComplete(t *testing.T) {
 		"a little behind":           {expectedNode, []audit.Held{heldRun(started(0), 10, 10*hour-5, seqs(0, 10, 0, 9*hour))}, whole, "", 10*hour - 5},
 		"nothing after":             {expectedNode, []audit.Held{heldRun(started(0), 10, 8*hour, seqs(0, 10, 0, 7*hour))}, whole, "after 28800", 8 * hour},
 		"never shipped":             {expectedNode, nil, whole, "never_shipped", 5 * hour},
-		"not yet there, gone":       {[]audit.Expected{{Node: "n1", Since: at(11 * hour)}, {Node: "n2", Since: at(0), Until: at(hour)}}, nil, whole, "", 10 * hour},
-		"left, and nothing after":   {[]audit.Expected{{Node: "n1", Since: at(0), Until: at(7 * hour)}}, []audit.Held{heldRun(started(0), 10, 6*hour, seqs(0, 10, 0, 6*hour))}, whole, "after 21600", 6 * hour},
-		"left with all":             {[]audit.Expected{{Node: "n1", Since: at(0), Until: at(7 * hour)}}, []audit.Held{heldRun(started(0), 10, 7*hour, seqs(0, 10, 0, 6*hour))}, whole, "", 10 * hour},
-		"a hole in the span":        {expectedNode, []audit.Held{heldRun(started(0), 30, 10*hour, seqs(0, 10, 0, 6*hour), seqs(20, 30, 7*hour, 9*hour))}, whole, "records 10-20", 10 * hour},
-		"a hole before the span":    {expectedNode, []audit.Held{heldRun(started(0), 30, 10*hour, seqs(0, 10, 0, hour), seqs(20, 30, 2*hour, 9*hour))}, whole, "", 10 * hour},
-		"its beginning is missing":  {expectedNode, []audit.Held{heldRun(started(6*hour), 30, 10*hour, seqs(20, 30, 7*hour, 9*hour))}, whole, "records 0-20", 10 * hour},
-		"signed more than is there": {expectedNode, []audit.Held{heldRun(started(0), 30, 10*hour, seqs(0, 28, 0, 9*hour))}, whole, "records 28-30", 10 * hour},
+		"not yet there, gone":       {[]audit.Expected{{Node: "n1", Since: at(11 * hour)}, {Node: "n2", Since: at(0), PutOut: at(hour), Gone: true}}, nil, whole, "", 10 * hour},
+		"left, and nothing after":   {gone, []audit.Held{heldRun(started(0), 10, 6*hour, seqs(0, 10, 0, 6*hour))}, whole, "after 21600", 6 * hour},
+		"left with all":             {gone, []audit.Held{heldRun(started(0), 10, 7*hour, seqs(0, 10, 0, 6*hour))}, whole, "", 10 * hour},
+		"put out, without a word":   {putOut, []audit.Held{heldRun(started(0), 10, 7*hour, seqs(0, 10, 0, 7*hour))}, whole, "after 25200", 7 * hour},
+		"put out, and says so":      {putOut, []audit.Held{said(heldRun(started(0), 10, 8*hour, seqs(0, 10, 0, 8*hour)), 9, 8*hour, 7*hour)}, whole, "", 10 * hour},
+		"says so of another time":   {putOut, []audit.Held{said(heldRun(started(0), 10, 8*hour, seqs(0, 10, 0, 8*hour)), 9, 8*hour, 6*hour)}, whole, "after 28800", 8 * hour},
+		"says so, unsigned":         {putOut, []audit.Held{said(heldRun(started(0), 9, 8*hour, seqs(0, 9, 0, 8*hour)), 9, 8*hour, 7*hour)}, whole, "after 28800", 8 * hour},
+		"says so, with a hole":      {putOut, []audit.Held{said(heldRun(started(0), 10, 8*hour, seqs(0, 5, 0, 6*hour), seqs(9, 10, 8*hour, 8*hour)), 9, 8*hour, 7*hour)}, whole, "records 5-9", 10 * hour},
+		"said so before the window": {putOut, []audit.Held{said(heldRun(started(0), 10, 8*hour, seqs(0, 10, 0, 8*hour)), 9, 8*hour, 7*hour)}, audit.Window{From: at(9 * hour), To: at(10 * hour)}, "", 10 * hour},
+		"ran again, and says so": {putOut, []audit.Held{
+			said(heldRun(started(0), 10, 8*hour, seqs(0, 10, 0, 8*hour)), 9, 8*hour, 7*hour),
+			follows(said(heldRun(started(9*hour), 5, 9*hour+5, seqs(0, 3, 9*hour, 9*hour), seqs(4, 5, 9*hour+5, 9*hour+5)), 4, 9*hour+5, 7*hour), started(0), 10),
+		}, whole, "records 3-4", 10 * hour},
+		"removed, comes back, says so": {gone, []audit.Held{said(heldRun(started(0), 10, 9*hour, seqs(0, 8, 0, 8*hour), seqs(9, 10, 9*hour, 9*hour)), 9, 9*hour, 7*hour)}, whole, "records 8-9", 10 * hour},
+		"a hole in the span":           {expectedNode, []audit.Held{heldRun(started(0), 30, 10*hour, seqs(0, 10, 0, 6*hour), seqs(20, 30, 7*hour, 9*hour))}, whole, "records 10-20", 10 * hour},
+		"a hole before the span":       {expectedNode, []audit.Held{heldRun(started(0), 30, 10*hour, seqs(0, 10, 0, hour), seqs(20, 30, 2*hour, 9*hour))}, whole, "", 10 * hour},
+		"its beginning is missing":     {expectedNode, []audit.Held{heldRun(started(6*hour), 30, 10*hour, seqs(20, 30, 7*hour, 9*hour))}, whole, "records 0-20", 10 * hour},
+		"signed more than is there":    {expectedNode, []audit.Held{heldRun(started(0), 30, 10*hour, seqs(0, 28, 0, 9*hour))}, whole, "records 28-30", 10 * hour},
 		"there more than signed": {expectedNode, []audit.Held{{RunCoverage: audit.RunCoverage{Node: "n1", Run: started(0), Ranges: []audit.SeqRange{seqs(0, 9, 0, 9*hour)}},
 			Proved: audit.Checkpoint{Size: 7, Time: at(10 * hour)}}}, whole, "proof 7-9", 10 * hour},
 		"nothing signed": {expectedNode, []audit.Held{{RunCoverage: audit.RunCoverage{Node: "n1", Run: started(0), Ranges: []audit.SeqRange{seqs(0, 9, 0, 9*hour)}}}}, whole, "proof 0-9, after 18000", 5 * hour},
@@ -218,8 +256,9 @@ func TestWhatSeveralAggregatorsHoldIsJoined(t *testing.T) {
 	t.Parallel()
 	a, b := heldRun(run, 20, 200, seqs(0, 20, 0, 200)), heldRun(run, 40, 400, seqs(15, 30, 150, 300), seqs(35, 40, 350, 400))
 	a.Gaps, b.Gaps = []audit.TrailGap{{Seq: 16}}, []audit.TrailGap{{Seq: 16}, {Seq: 18}}
+	a.StoodDown, b.StoodDown = []audit.StandDown{{Seq: 19}}, []audit.StandDown{{Seq: 19}, {Seq: 29}}
 	got := audit.MergeHeld([]audit.Held{a}, []audit.Held{b}, []audit.Held{heldRun(9, 1, 1)})
-	if len(got) != 2 || got[0].Proved.Size != 40 || got[0].InSpan != 60 || len(got[0].Gaps) != 2 {
+	if len(got) != 2 || got[0].Proved.Size != 40 || got[0].InSpan != 60 || len(got[0].Gaps) != 2 || len(got[0].StoodDown) != 2 {
 		t.Fatalf("%+v", got)
 	}
 	if diff := cmp.Diff([]audit.SeqRange{seqs(0, 30, 0, 300), seqs(35, 40, 350, 400)}, got[0].Ranges); diff != "" {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/iapmesh/iapmesh/audit/collect"
 	"github.com/iapmesh/iapmesh/audit/spool"
 	"github.com/iapmesh/iapmesh/cluster/enroll"
 	"github.com/iapmesh/iapmesh/cluster/gossip"
@@ -20,10 +21,11 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// parts are what runs, in stages: the front stands on the base, and all of it on the ground.
+// parts are what runs, in stages: the front stands on the base, and all of it on the ground. What ships the trail ends after all that
+// writes into it.
 type parts struct {
-	ground, base, front []part
-	closers             []func()
+	ground, shipping, base, front []part
+	closers                       []func()
 }
 
 func (p *parts) close() {
@@ -52,6 +54,7 @@ type assembly struct {
 	trail     *trail
 	refusals  *spool.Refusals
 	users     *users // nil on nodes that serve none
+	shipper   *collect.Shipper
 }
 
 // viewTrust is the local view as cluster/peer asks for it: nil while there is none.
@@ -149,7 +152,9 @@ func (a *assembly) report(context.Context) error {
 	}
 	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now}
 	rebinder := &rebinder{key: a.id.nodeKey(), nodeID: a.id.public.NodeID, link: a.link, source: a.source, logger: a.logger}
-	standing := &standing{nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: reporter.heard}
+	standing := &standing{
+		nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: reporter.heard, record: a.trail.Record, handIn: a.handIn, logger: a.logger,
+	}
 	if a.store != nil { // other nodes tell it as soon as they hear of a restoration, and come back
 		standing.last = (&introductions{assembly: a}).testify
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"path/filepath"
+	"sync"
 
 	"google.golang.org/grpc"
 
@@ -18,23 +19,72 @@ import (
 
 // collect ships this node's trail and, on an aggregator, takes in everybody's. An aggregator ships its own like any other node:
 // through its own mesh port.
-func (a *assembly) collect(nodes, admins *grpc.Server) error {
-	shipper := collect.NewShipper(collect.ShipperConfig{Spool: a.spool, Connect: a.connectAggregator, Logger: a.logger, Now: a.env.Now})
-	a.base = append(a.base, part{"audit shipper", shipper.Run})
+func (a *assembly) collect(admins *grpc.Server) error {
+	a.shipper = collect.NewShipper(collect.ShipperConfig{Spool: a.spool, Connect: a.connectAggregator, Logger: a.logger, Now: a.env.Now})
+	a.shipping = append(a.shipping, part{"audit shipper", a.shipper.Run})
 	if !a.config.HasRole(keyring.RoleAggregator) {
 		return nil
 	}
 	aggregator, err := collect.Open(collect.Config{
 		Dir: filepath.Join(a.config.DataDir, collectDir), Mesh: a.id.public.MeshID, Node: a.id.public.NodeID, Signer: audit.SignWith(a.id.nodeKey()),
-		Peer: callerNode, NodeKey: a.nodeKeyOf, Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
+		Peer: callerNode, NodeKey: a.nodeKeyOf, Admit: (&remainders{trusted: a.trusts, taken: map[string]int{}}).admit,
+		Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
 	})
 	if err != nil {
 		return err
 	}
 	a.closers = append(a.closers, func() { _ = aggregator.Close() })
-	iapmeshv1.RegisterAuditIngestServiceServer(nodes, aggregator)
+	trails, err := a.port.Listen(peer.ProtoTrail, peer.KnownNode)
+	if err != nil {
+		return err
+	}
+	trailServer := newGRPC(maxNodeMessage)
+	iapmeshv1.RegisterAuditIngestServiceServer(trailServer, aggregator)
 	iapmeshv1.RegisterAuditServiceServer(admins, aggregator)
+	a.front = append(a.front, part{"trails", serveGRPC(trailServer, trails)})
 	return nil
+}
+
+// handIn gives an aggregator what this node has recorded so far, while it waits.
+func (a *assembly) handIn(ctx context.Context) error {
+	if v := a.source.Load(); v == nil || a.nearestAggregator(v) == nil {
+		return nil
+	}
+	return a.shipper.Drain(ctx)
+}
+
+// remainders bounds what a node may hand in after it was put out: what it did before it heard of that is wanted, and no more than its
+// spool can hold. Without a bound, whoever stole a node could fill the aggregator's disk for ever.
+type remainders struct {
+	trusted func(node string) bool
+	mu      sync.Mutex
+	taken   map[string]int // bytes, of nodes that are not trusted; guarded by mu
+}
+
+const maxRemainder = 1 << 30 // bytes; a spool's default
+
+func (r *remainders) admit(node string, bytes int) error {
+	trusted := r.trusted(node)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if trusted {
+		delete(r.taken, node)
+		return nil
+	}
+	if r.taken[node]+bytes > maxRemainder {
+		return fault.New(fault.Exhausted, "node %s was put out, and has handed in %d bytes since: no more is taken", node, r.taken[node])
+	}
+	r.taken[node] += bytes
+	return nil
+}
+
+func (a *assembly) trusts(node string) bool {
+	v := a.source.Load()
+	if v == nil {
+		return false
+	}
+	n := v.Keyring.Nodes[node]
+	return n != nil && n.Trusted()
 }
 
 // nodeKeyOf returns the key of a node in any state: what it wrote while it was trusted still has to verify.
@@ -61,7 +111,7 @@ func (a *assembly) connectAggregator(ctx context.Context) (iapmeshv1.AuditIngest
 		return nil, nil, err
 	}
 	n := a.nearestAggregator(v)
-	conn, err := grpc.NewClient("passthrough:///"+n.Addresses.Mesh, a.dialer.DialOptions(peer.ProtoMesh, n.ID)...)
+	conn, err := grpc.NewClient("passthrough:///"+n.Addresses.Mesh, a.dialer.DialOptions(peer.ProtoTrail, n.ID)...)
 	if err != nil {
 		return nil, nil, fault.New(fault.Internal, "connect to aggregator %s: %w", n.ID, err)
 	}

@@ -106,7 +106,7 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	}
 	n.logger.Info("node runs", "id", n.id.public.NodeID, "mesh", n.id.public.MeshID, "roles", n.config.Roles, "mesh_address", n.addresses.Mesh)
-	err = runStages(ctx, p.ground, p.base, p.front)
+	err = runStages(ctx, p.ground, p.shipping, p.base, p.front)
 	p.close()
 	var turnedAway *TurnedAwayError
 	if errors.As(err, &turnedAway) {
@@ -120,7 +120,7 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 // runStages runs all parts and ends them stage by stage, the last first: what serves, then what it stands on, so that the last records
-// still reach the disk, then the mesh port, so that a leader can still hand over. A part that ends takes everything with it.
+// still reach the aggregator, or at least the disk, then the mesh port, so that a leader can still hand over. A part that ends takes everything with it.
 func runStages(ctx context.Context, stages ...[]part) error {
 	type running struct {
 		group *errgroup.Group

@@ -1,11 +1,14 @@
 package node_test
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -129,6 +132,54 @@ func TestANodeThatWasQuarantinedWhileItWasCutOffServesNobodyOnceItIsBack(t *test
 	edge.Release()
 	edge.AwaitReady()
 	edge.Serves(ana, http.StatusOK)
+}
+
+// What a node decided while it could not know that it was put out is in the trail in the end, and so is its word that it has stopped.
+func TestANodeThatIsPutOutHandsInItsTrail(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west")
+	revoked, quarantined := mesh.AddNode("revoked", "proxy"), mesh.AddNode("quarantined", "proxy")
+	ids := map[string]*nodetest.Region{revoked.NodeID(): revoked, quarantined.NodeID(): quarantined}
+	mesh.AwaitVoters()
+	ana := mesh.In("eu-west").SignIn("ana@example.com")
+	since := time.Now()
+	for _, r := range ids {
+		r.Serves(ana, http.StatusOK)
+		mesh.Cut(r.Name)
+	}
+	mesh.RevokeNode("revoked-1")
+	quarantined.Quarantine()
+	for _, r := range ids {
+		r.Serves(ana, http.StatusOK)
+		r.Serves(ana, http.StatusOK)
+		mesh.Heal(r.Name)
+	}
+	mesh.Eventually("the aggregator has three decisions of each, and that it stopped", func() bool {
+		allowed, stopped := map[string]int{}, map[string]string{}
+		for _, r := range mesh.Records(&iapmeshv1.QueryRequest{From: timestamppb.New(since)}) {
+			id, _, _ := strings.Cut(r.Id, "/")
+			var record audit.Record
+			if err := json.Unmarshal(r.Record, &record); err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case record.Kind == audit.KindDecision && record.Decision == audit.Allow && record.Route == "echo":
+				allowed[id]++
+			case record.Detail["action"] == "node.stand-down":
+				stopped[id] = record.Detail["state"]
+			}
+		}
+		for id, r := range ids {
+			if allowed[id] != 3 || stopped[id] != r.Name {
+				return false
+			}
+		}
+		return true
+	})
+	var turnedAway *node.TurnedAwayError
+	if err := revoked.Ends(); !errors.As(err, &turnedAway) || turnedAway.State != keyring.NodeRevoked {
+		t.Errorf("it ended by %v", err)
+	}
 }
 
 func TestANodeThatWasRemovedEndsAndGivesItsPlace(t *testing.T) {

@@ -49,7 +49,7 @@ func (a *assembly) serveMesh(context.Context) error {
 	if err := a.serveJoins(); err != nil {
 		return err
 	}
-	if err := a.collect(nodeServer, adminServer); err != nil {
+	if err := a.collect(adminServer); err != nil {
 		return err
 	}
 	states := health.NewServer()

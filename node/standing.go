@@ -3,9 +3,11 @@ package node
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
+	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/cluster/enroll"
 	"github.com/iapmesh/iapmesh/cluster/peer"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -54,6 +56,11 @@ type standing struct {
 	ask    func(context.Context) (state.Standing, error) // control nodes, one after another
 	heard  func() bool                                   // the leader has answered lately
 	last   func(context.Context)                         // before it ends on others' word: its view may know what they do not; nil: nothing
+	record func(context.Context, *audit.Record) error
+	handIn func(context.Context) error // the trail, to an aggregator
+	logger *slog.Logger
+
+	stoodDown time.Time // the newest standing by which it has said that it serves nobody
 }
 
 // findNode is a node's record, whatever its state, for a control node to tell that node of.
@@ -107,11 +114,10 @@ func (s *standing) Run(ctx context.Context) error {
 	defer timer.Stop()
 	for {
 		changed := s.source.Changed()
-		if v := s.source.Load(); v != nil {
-			if n := v.Keyring.Nodes[s.nodeID]; n != nil {
-				if err := turnedAway(n.ID, n.State, n.Reason, n.StateSince); err != nil {
-					return err
-				}
+		if n := s.own(); n != nil && !n.Trusted() {
+			s.standDown(ctx, n)
+			if err := turnedAway(n.ID, n.State, n.Reason, n.StateSince); err != nil {
+				return err
 			}
 		}
 		select {
@@ -127,12 +133,44 @@ func (s *standing) Run(ctx context.Context) error {
 			if st.State == keyring.NodeDeparted && s.last != nil {
 				s.last(ctx)
 			}
-			s.source.Tell(st)
-			if err := turnedAway(st.Node, st.State, st.Reason, st.Since); err != nil {
-				return err // there may be no view
+			s.source.Tell(st) // the next turn finds it in the view
+			if n := s.own(); n == nil || n.Trusted() {
+				if err := turnedAway(st.Node, st.State, st.Reason, st.Since); err != nil {
+					return err
+				}
 			}
 			pause = min(2*pause, maxStandingEvery)
 		}
 		timer.Reset(pause/2 + rand.N(pause/2)) //nolint:gosec // spreads load, keeps no secret
+	}
+}
+
+// own is this node's record in the view by which it decides everything; nil: there is none.
+func (s *standing) own() *keyring.Node {
+	v := s.source.Load()
+	if v == nil || s.source.Served().Before(v.Revision) {
+		return nil
+	}
+	return v.Keyring.Nodes[s.nodeID]
+}
+
+// handInWithin bounds how long a node that is turned away for good goes on for its trail.
+const handInWithin = 10 * time.Second
+
+// standDown says in this node's trail that it has stopped to serve, and why: what it decided until then by an older view, when it had not
+// heard, lies before. Nobody asks a node that was turned away for good again, so that this is handed in at once.
+func (s *standing) standDown(ctx context.Context, n *keyring.Node) {
+	if n.StateSince.Equal(s.stoodDown) {
+		return
+	}
+	s.stoodDown = n.StateSince
+	err := s.record(ctx, audit.NewStandDown(string(n.State), n.Reason, n.StateSince))
+	if err == nil && turnedAway(n.ID, n.State, n.Reason, n.StateSince) != nil {
+		ctx, cancel := context.WithTimeout(ctx, handInWithin)
+		defer cancel()
+		err = s.handIn(ctx)
+	}
+	if err != nil {
+		s.logger.Warn("the mesh is not told what this node decided last: start it again to hand that in", "state", n.State, "error", err)
 	}
 }

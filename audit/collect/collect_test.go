@@ -111,7 +111,8 @@ func (s *server) connect() (*grpc.ClientConn, error) {
 // node is a spool and its shipper; current is the server that it ships to.
 type node struct {
 	*spool.Spool
-	stop func()
+	shipper *collect.Shipper
+	stop    func()
 }
 
 func start(t testing.TB, name, dir string, current func() *server) *node {
@@ -128,12 +129,18 @@ func start(t testing.TB, name, dir string, current func() *server) *node {
 			}
 			return as{iapmeshv1.NewAuditIngestServiceClient(conn), name}, func() { conn.Close() }, nil
 		}})
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() { _ = s.Run(ctx) })
+	spooling, endSpool := context.WithCancel(context.Background())
+	shipping, endShipper := context.WithCancel(context.Background())
+	var ground, wire sync.WaitGroup
+	ground.Go(func() { _ = s.Run(spooling) })
 	eventually(t, "segments ahead", func() bool { return s.Bytes() >= 3<<20 })
-	running.Go(func() { _ = shipper.Run(ctx) })
-	n := &node{Spool: s, stop: sync.OnceFunc(func() { cancel(); running.Wait() })}
+	wire.Go(func() { _ = shipper.Run(shipping) })
+	n := &node{Spool: s, shipper: shipper, stop: sync.OnceFunc(func() {
+		endShipper()
+		wire.Wait()
+		endSpool()
+		ground.Wait()
+	})}
 	t.Cleanup(n.stop)
 	return n
 }
@@ -230,6 +237,36 @@ func TestATrailArrivesWholeAndProved(t *testing.T) {
 		if len(r.Runs) != 1 || len(r.Findings()) != 0 || r.Runs[0].Proved != 3001 || r.Runs[0].Countersigned != 3001 {
 			t.Errorf("%s: %+v", where, r)
 		}
+	}
+}
+
+// Whatever a node has written when it is told to end is with the aggregator when it has, and where none is connected it does not wait.
+func TestATrailIsShippedToItsEnd(t *testing.T) {
+	t.Parallel()
+	agg := serve(t, t.TempDir())
+	n := start(t, "n1", t.TempDir(), func() *server { return agg })
+	n.append(t, decisions(0, 10)...)
+	if err := n.shipper.Drain(t.Context()); err != nil || n.Depth() != 0 {
+		t.Errorf("drained: %v, and %d records are left", err, n.Depth())
+	}
+	n.append(t, decisions(10, 500)...)
+	n.stop()
+	if got := paths(t, agg.Aggregator, collect.Filter{}); !slices.Equal(got, numbers(0, 500)) {
+		t.Errorf("%d decisions stored when the node had ended, want 500", len(got))
+	}
+	alone := start(t, "n2", t.TempDir(), func() *server { return agg })
+	eventually(t, "it is connected", func() bool { return alone.Depth() == 0 })
+	agg.stop()
+	alone.append(t, decisions(0, 10)...)
+	brief, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := alone.shipper.Drain(brief); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("drained without an aggregator: %v", err)
+	}
+	began := time.Now()
+	alone.stop()
+	if took := time.Since(began); took > 2*time.Second { // it would linger for 3 s
+		t.Errorf("it waited %v for nobody", took)
 	}
 }
 

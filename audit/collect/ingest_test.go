@@ -87,6 +87,33 @@ func say(a *collect.Aggregator, node string, in ...*iapmeshv1.ShipRequest) (*iap
 	return c.out[0].GetWelcome(), c.out[1:], err
 }
 
+func TestTheAggregatorTakesNoMoreThanIsAdmitted(t *testing.T) {
+	t.Parallel()
+	left := 0
+	a, err := collect.Open(collect.Config{
+		Dir: t.TempDir(), Mesh: "m", Node: "agg", Signer: audit.SignWith(key("agg")), NodeKey: public, Peer: func(context.Context) (string, error) { return "n1", nil },
+		Admit: func(node string, bytes int) error {
+			if left -= bytes; left < 0 {
+				return fault.New(fault.Exhausted, "%s has had its share", node)
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	h := newHistory("n1", `{"kind":"run"}`, `{"kind":"decision"}`)
+	signed := h.note(t, "n1")
+	left = len(h.frames) + len(signed.GetCheckpoint().GetNote())
+	if _, out, err := say(a, "n1", h.framesMessage(), signed); fault.Is(err, fault.Exhausted) || len(out) != 1 || out[0].GetAck().GetNextSeq() != 2 {
+		t.Errorf("what is admitted: %v, %v", out, err)
+	}
+	if _, _, err := say(a, "n1", signed); !fault.Is(err, fault.Exhausted) {
+		t.Errorf("what is not: %v", err)
+	}
+}
+
 func TestTheAggregatorRefuses(t *testing.T) {
 	t.Parallel()
 	good := newHistory("n1", `{"kind":"run"}`, `{"kind":"decision"}`)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,13 +24,18 @@ type ShipperConfig struct {
 	// new stream and may choose another aggregator each time.
 	Connect    func(ctx context.Context) (client iapmeshv1.AuditIngestServiceClient, release func(), err error)
 	MaxBackoff time.Duration // between attempts; 15 s if zero
+	Linger     time.Duration // after the end, for what an aggregator that is connected then has not acknowledged yet; 3 s if zero
 	Logger     *slog.Logger
 	Now        func() time.Time
 }
 
 // Shipper sends a spool to an aggregator.
 type Shipper struct {
-	cfg ShipperConfig
+	cfg       ShipperConfig
+	connected atomic.Bool   // a stream is open
+	hurry     chan struct{} // connect now
+	mu        sync.Mutex
+	moved     chan struct{} // closed and replaced when something was acknowledged or a stream has ended; guarded by mu
 }
 
 // NewShipper makes a shipper; Run ships.
@@ -42,11 +49,24 @@ func NewShipper(cfg ShipperConfig) *Shipper {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Shipper{cfg: cfg}
+	if cfg.Linger == 0 {
+		cfg.Linger = 3 * time.Second
+	}
+	return &Shipper{cfg: cfg, moved: make(chan struct{}), hurry: make(chan struct{}, 1)}
 }
 
-// Run ships until ctx ends, connecting anew whenever a stream breaks.
-func (s *Shipper) Run(ctx context.Context) error {
+// Run ships until ctx ends, connecting anew whenever a stream breaks. What the spool holds at the end still goes to an aggregator that is
+// connected then: this node may never start again.
+func (s *Shipper) Run(ended context.Context) error {
+	ctx, stop := context.WithCancel(context.WithoutCancel(ended))
+	defer stop()
+	last := context.AfterFunc(ended, func() {
+		defer stop()
+		within, cancel := context.WithTimeout(ctx, s.cfg.Linger)
+		defer cancel()
+		_ = s.drain(within, s.connected.Load) // the next start ships the rest
+	})
+	defer last()
 	const least = 200 * time.Millisecond
 	backoff := least
 	acknowledged := s.cfg.Now()
@@ -62,11 +82,50 @@ func (s *Shipper) Run(ctx context.Context) error {
 		s.lag(acknowledged)
 		select {
 		case <-time.After(backoff/2 + rand.N(backoff)): //nolint:gosec // jitter
+		case <-s.hurry:
 		case <-ctx.Done():
 		}
 		backoff = min(2*backoff, s.cfg.MaxBackoff)
 	}
 	return nil
+}
+
+// Drain hurries, and waits until an aggregator has acknowledged every record that was durable; ctx's error if that ends before.
+func (s *Shipper) Drain(ctx context.Context) error {
+	select {
+	case s.hurry <- struct{}{}:
+	default:
+	}
+	return s.drain(ctx, func() bool { return true })
+}
+
+// drain waits for as long as there is hope.
+func (s *Shipper) drain(ctx context.Context, hope func() bool) error {
+	s.cfg.Spool.Hasten()
+	for {
+		s.mu.Lock()
+		moved := s.moved
+		s.mu.Unlock()
+		left := s.cfg.Spool.Depth()
+		if left == 0 {
+			return nil
+		}
+		if !hope() {
+			return fault.New(fault.Unavailable, "audit trail: %d records are not shipped: no aggregator is connected", left)
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "audit trail: %d records are not shipped: %w", left, ctx.Err())
+		}
+	}
+}
+
+func (s *Shipper) move() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.moved)
+	s.moved = make(chan struct{})
 }
 
 // lag reports the time since the last acknowledgement, if anything waits for one.
@@ -94,6 +153,11 @@ func (s *Shipper) stream(ctx context.Context, acknowledged *time.Time) (progress
 	if err != nil {
 		return false, err
 	}
+	s.connected.Store(true)
+	defer func() {
+		s.connected.Store(false)
+		s.move()
+	}()
 	g.Go(func() error { return s.send(ctx, stream, s.cfg.Spool.Reader(next)) })
 	g.Go(func() error {
 		for {
@@ -105,6 +169,7 @@ func (s *Shipper) stream(ctx context.Context, acknowledged *time.Time) (progress
 				if err := s.acknowledge(resp.GetAck()); err != nil {
 					return err
 				}
+				s.move()
 				progress, *acknowledged = true, s.cfg.Now()
 				s.lag(*acknowledged)
 			}

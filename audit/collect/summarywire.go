@@ -25,6 +25,9 @@ func SummaryProto(s audit.Summary) *iapmeshv1.TrailSummary {
 			Node: r.Node, Run: r.Run.String(), Ranges: RangesProto(r.Ranges), Checkpoint: r.Checkpoint, PreviousRun: r.PreviousRun, PreviousSize: r.PreviousSize,
 			InSpan: r.InSpan, MoreGaps: r.MoreGaps, Forked: r.Forked,
 		}
+		for _, d := range r.StoodDown {
+			p.StoodDown = append(p.StoodDown, &iapmeshv1.StandDown{Seq: d.Seq, At: stampOf(d.At), PutOut: stampOf(d.PutOut)})
+		}
 		for _, g := range r.Gaps {
 			p.Gaps = append(p.Gaps, &iapmeshv1.TrailGap{Seq: g.Seq, Records: g.Count, Route: g.Route, Reason: g.Reason, From: stampOf(g.From), To: stampOf(g.To)})
 		}
@@ -122,6 +125,12 @@ func coverageOf(r *iapmeshv1.RunCoverage) (audit.RunCoverage, error) {
 	}
 	if len(r.GetGaps()) > audit.MaxSummaryGaps || len(out.Checkpoint) > audit.MaxNote {
 		return out, fault.New(fault.Invalid, "summary: %d gaps and a note of %d bytes, at most %d and %d", len(r.GetGaps()), len(out.Checkpoint), audit.MaxSummaryGaps, audit.MaxNote)
+	}
+	if len(r.GetStoodDown()) > audit.MaxStandDowns {
+		return out, fault.New(fault.Invalid, "summary: run %s stood down %d times, at most %d", out.Run, len(r.GetStoodDown()), audit.MaxStandDowns)
+	}
+	for _, d := range r.GetStoodDown() {
+		out.StoodDown = append(out.StoodDown, audit.StandDown{Seq: d.GetSeq(), At: timeOf(d.GetAt()), PutOut: timeOf(d.GetPutOut())})
 	}
 	for _, g := range r.GetGaps() {
 		out.Gaps = append(out.Gaps, audit.TrailGap{Seq: g.GetSeq(), Span: audit.Span{

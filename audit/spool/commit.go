@@ -38,14 +38,24 @@ func (s *Spool) commitLoop(ctx context.Context) error {
 		case <-linger.C:
 			armed = false
 		case <-ticker.C:
-			s.mu.Lock()
-			s.flushGaps()
-			s.mu.Unlock()
-			if s.commitAll() == nil {
-				s.checkpoint()
-			}
+			s.prove()
+		case <-s.due:
+			s.prove()
 		}
 		_ = s.commitAll() // an error poisons the spool, which reports it from there on
+	}
+}
+
+// Hasten has all that was appended covered by a checkpoint now, and not only at the end of the second.
+func (s *Spool) Hasten() { signal(s.due) }
+
+// prove commits what is left and signs a checkpoint over it.
+func (s *Spool) prove() {
+	s.mu.Lock()
+	s.flushGaps()
+	s.mu.Unlock()
+	if s.commitAll() == nil {
+		s.checkpoint()
 	}
 }
 

@@ -25,7 +25,7 @@ func Open(cfg Config) (*Spool, error) {
 	cfg.fill()
 	s := &Spool{
 		cfg: cfg, encoders: newEncoders(), work: &work{}, changed: make(chan struct{}),
-		wake: make(chan struct{}, 1), linger: make(chan struct{}, 1), prepare: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), linger: make(chan struct{}, 1), due: make(chan struct{}, 1), prepare: make(chan struct{}, 1),
 		acks: map[audit.Run]ack{}, roots: map[position]audit.Hash{}, gaps: map[gapKey]*audit.Span{},
 	}
 	s.work.batch = &batch{done: make(chan struct{})}

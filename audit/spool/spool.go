@@ -32,6 +32,7 @@ type Spool struct {
 
 	wake    chan struct{} // commit now
 	linger  chan struct{} // commit soon
+	due     chan struct{} // a checkpoint now
 	prepare chan struct{} // another segment may be needed
 
 	mu         sync.Mutex

@@ -3,7 +3,7 @@
 //
 // Invariants. Between enrolled nodes the record is the trust: a peer is accepted if its certificate's key is that of a node/<id>
 // in the local view, neither revoked nor quarantined nor departed, with the role that the protocol needs, and if the SPIFFE ID
-// in the certificate names that same record. A node that dials a Port does so from the addresses that its provisioning key names, if it
+// in the certificate names that same record. A node that was put out may only hand in its trail (KnownNode). A node that dials a Port does so from the addresses that its provisioning key names, if it
 // names any. That a certificate chains to the mesh CA proves nothing here, and its expiry is not asked for: a mesh that was
 // switched off for a week starts again. Only a party that has no view yet (a joiner, a command line)
 // verifies by chain and expiry, against a pinned root or a fixed bundle. A connection outlives no trust: on each new view
@@ -22,11 +22,12 @@ import (
 
 // The protocols of the mesh port, as ALPN names.
 const (
-	ProtoJoin  = "iapmesh-join/1" // gRPC EnrollService, no client certificate
-	ProtoRaft  = "iapmesh-raft/1" // hashicorp/raft among control nodes
-	ProtoMesh  = "iapmesh-mesh/1" // gRPC among nodes
-	ProtoHop   = "iapmesh-hop/1"  // requests between regions
-	ProtoAdmin = "h2"             // gRPC for administrators: plain grpcurl works
+	ProtoJoin  = "iapmesh-join/1"  // gRPC EnrollService, no client certificate
+	ProtoRaft  = "iapmesh-raft/1"  // hashicorp/raft among control nodes
+	ProtoMesh  = "iapmesh-mesh/1"  // gRPC among nodes
+	ProtoTrail = "iapmesh-trail/1" // gRPC AuditIngestService: also of nodes that were put out
+	ProtoHop   = "iapmesh-hop/1"   // requests between regions
+	ProtoAdmin = "h2"              // gRPC for administrators: plain grpcurl works
 )
 
 // Trust is what verification asks for: the local view, nil while there is none.
@@ -37,10 +38,13 @@ type Trust interface {
 // Policy says whom a protocol admits. The zero Policy admits nobody at all.
 type Policy string
 
-// The policies. Nobody asks for no certificate: the peer is anonymous, its connection bounded in number and in time.
+// The policies. Nobody asks for no certificate: the peer is anonymous, its connection bounded in number and in time. KnownNode also admits
+// nodes that were revoked or quarantined or have departed, on connections that are bounded in the same way: only for what such a node
+// may still say.
 const (
 	Nobody      Policy = "nobody"
 	AnyNode     Policy = "node"
+	KnownNode   Policy = "known node"
 	ControlNode Policy = rolePrefix + Policy(keyring.RoleControl)
 	Admin       Policy = "admin"
 	AdminOrNode Policy = "admin or node"

@@ -29,10 +29,10 @@ type Config struct {
 	HandshakeTimeout       time.Duration // 10 s
 	MaxHandshakes          int           // in flight: 512
 	MaxHandshakesPerSource int           // in flight, from one address: 64
-	MaxConns               int           // of verified peers: 8192
-	MaxConnsPerSource      int           // of verified peers at one address: 1024
-	MaxAnonymous           int           // of Nobody protocols: 256
-	MaxAnonymousPerSource  int           // of Nobody protocols, from one address: 64
+	MaxConns               int           // of trusted peers: 8192
+	MaxConnsPerSource      int           // of trusted peers at one address: 1024
+	MaxAnonymous           int           // of Nobody protocols, and of nodes that were put out: 256
+	MaxAnonymousPerSource  int           // the same, from one address: 64
 	AnonymousLifetime      time.Duration // then the connection ends: 1 min
 
 	// Linger is how long Recheck lets connections of a protocol be, so that a peer can still be told over them that it is out; 0: not at

@@ -18,7 +18,7 @@ import (
 
 var allProtos = map[string]peer.Policy{
 	peer.ProtoJoin: peer.Nobody, peer.ProtoRaft: peer.ControlNode, peer.ProtoMesh: peer.AnyNode, peer.ProtoAdmin: peer.Admin,
-	"proxies": peer.Role(keyring.RoleProxy), "both": peer.AdminOrNode,
+	"proxies": peer.Role(keyring.RoleProxy), "both": peer.AdminOrNode, "known": peer.KnownNode,
 }
 
 func TestWhoIsAdmittedToWhat(t *testing.T) {
@@ -47,27 +47,27 @@ func TestWhoIsAdmittedToWhat(t *testing.T) {
 		cert  *tls.Certificate
 		wants string // the protocols that admit it, space-separated
 	}{
-		"control node":               {m.node("c2", keyring.RoleControl), "iapmesh-join/1 iapmesh-raft/1 iapmesh-mesh/1 both"},
-		"proxy":                      {m.node("n1", keyring.RoleProxy), "iapmesh-join/1 iapmesh-mesh/1 proxies both"},
+		"control node":               {m.node("c2", keyring.RoleControl), "iapmesh-join/1 iapmesh-raft/1 iapmesh-mesh/1 both known"},
+		"proxy":                      {m.node("n1", keyring.RoleProxy), "iapmesh-join/1 iapmesh-mesh/1 proxies both known"},
 		"administrator":              {m.admin("a1", "ana", soon()), "iapmesh-join/1 h2 both"},
 		"no certificate":             {nil, "iapmesh-join/1"},
 		"revoked administrator":      {revokedAdmin, "iapmesh-join/1"},
 		"expired administrator":      {m.admin("a3", "eve", time.Now().Add(-2*time.Minute)), "iapmesh-join/1"},
 		"administrator by clock":     {m.admin("a4", "mel", time.Now().Add(-10*time.Second)), "iapmesh-join/1 h2 both"},
-		"enrolled":                   {inState("s1", keyring.NodeEnrolled), "iapmesh-join/1 iapmesh-raft/1 iapmesh-mesh/1 both"},
-		"lapsed":                     {inState("s2", keyring.NodeLapsed), "iapmesh-join/1 iapmesh-raft/1 iapmesh-mesh/1 both"},
-		"quarantined":                {inState("s3", keyring.NodeQuarantined), "iapmesh-join/1"},
-		"revoked":                    {inState("s4", keyring.NodeRevoked), "iapmesh-join/1"},
-		"departed":                   {inState("s5", keyring.NodeDeparted), "iapmesh-join/1"},
+		"enrolled":                   {inState("s1", keyring.NodeEnrolled), "iapmesh-join/1 iapmesh-raft/1 iapmesh-mesh/1 both known"},
+		"lapsed":                     {inState("s2", keyring.NodeLapsed), "iapmesh-join/1 iapmesh-raft/1 iapmesh-mesh/1 both known"},
+		"quarantined":                {inState("s3", keyring.NodeQuarantined), "iapmesh-join/1 known"},
+		"revoked":                    {inState("s4", keyring.NodeRevoked), "iapmesh-join/1 known"},
+		"departed":                   {inState("s5", keyring.NodeDeparted), "iapmesh-join/1 known"},
 		"chains but has no record":   {m.issue(stranger, "/control/r1/c1", soon()), "iapmesh-join/1"},
 		"plain node, control's ID":   {m.issue(plainKey, "/control/r1/c1", soon()), "iapmesh-join/1"},
-		"plain node, control's kind": {m.issue(plainKey, "/control/r1/n9", soon()), "iapmesh-join/1 iapmesh-mesh/1 proxies both"},
+		"plain node, control's kind": {m.issue(plainKey, "/control/r1/n9", soon()), "iapmesh-join/1 iapmesh-mesh/1 proxies both known"},
 		"another node's ID":          {m.issue(plainKey, "/node/r1/n1", soon()), "iapmesh-join/1"},
 		"administrator's ID":         {m.issue(plainKey, "/admin/ana", soon()), "iapmesh-join/1"},
 		"no SPIFFE ID":               {m.issue(plainKey, "", soon()), "iapmesh-join/1"},
 		"longer SPIFFE path":         {m.issue(plainKey, "/node/r1/n9/x", soon()), "iapmesh-join/1"},
-		"expired, by record":         {m.issue(plainKey, "/node/r1/n9", time.Now().Add(-72*time.Hour)), "iapmesh-join/1 iapmesh-mesh/1 proxies both"},
-		"other CA, key on record":    {foreign.issue(foreignKey, "/node/r1/n8", soon()), "iapmesh-join/1 iapmesh-mesh/1 both"},
+		"expired, by record":         {m.issue(plainKey, "/node/r1/n9", time.Now().Add(-72*time.Hour)), "iapmesh-join/1 iapmesh-mesh/1 proxies both known"},
+		"other CA, key on record":    {foreign.issue(foreignKey, "/node/r1/n8", soon()), "iapmesh-join/1 iapmesh-mesh/1 both known"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -279,6 +279,40 @@ func TestAnonymousConnectionsAreBounded(t *testing.T) {
 	}
 	defer c.Close()
 	ended(t, c)
+}
+
+// A node that is put out loses its connections like any other, and those that it makes then, for what it may still say, are bounded as a
+// stranger's.
+func TestANodeThatWasPutOutIsAStranger(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t)
+	server := m.port(m.node("c1", keyring.RoleControl), func(c *peer.Config) { c.MaxAnonymousPerSource = 1 }, allProtos)
+	d := m.dialer(m.node("n1", keyring.RoleProxy))
+	dial := func() *peer.Conn {
+		t.Helper()
+		c, err := d.Dial(t.Context(), "known", "c1", server.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if err := echoes(c); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	trusted := []*peer.Conn{dial(), dial()}
+	m.setState("n1", keyring.NodeRevoked)
+	server.Recheck()
+	for _, c := range trusted {
+		ended(t, c)
+	}
+	first := dial()
+	second := dial()
+	ended(t, first)
+	server.Recheck()
+	if err := echoes(second); err != nil {
+		t.Errorf("the newest: %v", err)
+	}
 }
 
 func TestVerifiedConnectionsAreBounded(t *testing.T) {

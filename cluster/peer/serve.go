@@ -82,8 +82,18 @@ func (p *Port) deliver(tc *tls.Conn, pr *proto) {
 		}
 		cred.inbound, cred.source = true, addrOf(tc)
 	}
-	c := newConn(tc, pr.name, cred, pr.check)
-	release, ok := p.admit(c, pr)
+	stranger, check := pr.policy == Nobody, pr.check
+	if pr.policy == KnownNode {
+		// One that is put out while its connection is open comes back on a bounded one.
+		trusted := p.check(AnyNode)
+		if _, err := trusted(cred); err == nil {
+			check = trusted
+		} else {
+			stranger = true
+		}
+	}
+	c := newConn(tc, pr.name, cred, check)
+	release, ok := p.admit(c, stranger)
 	if !ok {
 		p.metrics.evicted.WithLabelValues("connections").Inc()
 		p.config.Logger.Warn("connection refused: too many are open", "proto", pr.name, "remote", tc.RemoteAddr().String())
@@ -107,11 +117,11 @@ func (p *Port) deliver(tc *tls.Conn, pr *proto) {
 	}
 }
 
-// admit applies the bounds on open connections. Those of verified peers are refused past the bound; anonymous ones give way,
+// admit applies the bounds on open connections. Those of trusted peers are refused past the bound; those of strangers give way,
 // oldest first, and end after a while anyway.
-func (p *Port) admit(c *Conn, pr *proto) (release func(), ok bool) {
+func (p *Port) admit(c *Conn, stranger bool) (release func(), ok bool) {
 	raw := c.NetConn()
-	if pr.policy == Nobody {
+	if stranger {
 		leave, evicted := p.anonymous.enter(raw)
 		if evicted {
 			p.metrics.evicted.WithLabelValues("anonymous").Inc()

@@ -87,7 +87,7 @@ func byRecord(view *keyring.Snapshot, cred *credential, want requirement, now ti
 	switch {
 	case node == nil || !pub.Equal(node.PublicKey):
 		return Info{}, fault.New(fault.Unauthenticated, "verify peer: its key is not that of node/%s", id.Node)
-	case !node.Trusted():
+	case !node.Trusted() && want.policy != KnownNode:
 		return Info{}, fault.New(fault.Denied, "verify peer: node/%s is %s", node.ID, node.State)
 	case want.node != "" && want.node != node.ID:
 		return Info{}, fault.New(fault.Unauthenticated, "verify peer: node/%s answered where node/%s was meant", node.ID, want.node)
@@ -128,12 +128,12 @@ func (p Policy) admitsNode(n *keyring.Node) bool {
 	if role, ok := strings.CutPrefix(string(p), rolePrefix); ok {
 		return n.HasRole(keyring.Role(role))
 	}
-	return p == AnyNode || p == AdminOrNode
+	return p == AnyNode || p == KnownNode || p == AdminOrNode
 }
 
 func (p Policy) valid() bool {
 	switch p {
-	case Nobody, AnyNode, Admin, AdminOrNode:
+	case Nobody, AnyNode, KnownNode, Admin, AdminOrNode:
 		return true
 	}
 	return strings.HasPrefix(string(p), rolePrefix) && len(p) > len(rolePrefix)

@@ -214,12 +214,18 @@ func (d *lineageTree) missingText(m audit.Missing) string {
 	return fmt.Sprintf("node %s: %s%s", name, m.Kind, span)
 }
 
-// leftText says until when a node could have written, if it cannot any more.
+// leftText says until when a node that was put out could have written.
 func (d *lineageTree) leftText(m audit.Missing) string {
-	if n := d.names[m.Node]; n != nil {
-		if e, gone := expectedOf(n); gone && e.Until.Equal(m.To) {
-			return fmt.Sprintf(", and it was %s only at %s", enumText(n.State, "NODE_STATE_"), clockText(e.Until))
-		}
+	n := d.names[m.Node]
+	if n == nil {
+		return ""
+	}
+	e, state := expectedOf(n), enumText(n.State, "NODE_STATE_")
+	switch {
+	case e.Gone && e.PutOut.Equal(m.To):
+		return fmt.Sprintf(", and it was %s only at %s", state, clockText(e.PutOut))
+	case !e.PutOut.IsZero() && !e.Gone:
+		return fmt.Sprintf("; it was %s at %s, and has not said that it knows", state, clockText(e.PutOut))
 	}
 	return ""
 }

@@ -135,25 +135,27 @@ func nodeKey(nodes []*iapmeshv1.Node, id string) (ed25519.PublicKey, error) {
 	return nodes[at].PublicKey, nil
 }
 
-// expected are the nodes that could decide anything within the window: proxies, from when they enrolled until they were put out.
+// expected are the nodes that could decide anything within the window: proxies, from when they enrolled until they were put out and say that
+// they know.
 func (q *inquiry) expected() []audit.Expected {
 	var out []audit.Expected
 	for _, n := range q.lineage.Nodes {
 		if hasRole(n, iapmeshv1.Role_ROLE_PROXY) {
-			e, _ := expectedOf(n)
-			out = append(out, e)
+			out = append(out, expectedOf(n))
 		}
 	}
 	return out
 }
 
-func expectedOf(n *iapmeshv1.Node) (e audit.Expected, gone bool) {
-	e = audit.Expected{Node: n.Id, Since: n.EnrolledAt.AsTime()}
+func expectedOf(n *iapmeshv1.Node) audit.Expected {
+	e := audit.Expected{Node: n.Id, Since: n.EnrolledAt.AsTime()}
 	switch n.State {
-	case iapmeshv1.NodeState_NODE_STATE_DEPARTED, iapmeshv1.NodeState_NODE_STATE_QUARANTINED, iapmeshv1.NodeState_NODE_STATE_REVOKED:
-		e.Until, gone = n.StateSince.AsTime(), true
+	case iapmeshv1.NodeState_NODE_STATE_QUARANTINED, iapmeshv1.NodeState_NODE_STATE_REVOKED:
+		e.PutOut = n.StateSince.AsTime()
+	case iapmeshv1.NodeState_NODE_STATE_DEPARTED: // which a node says when it is stopped, or who removes what is no more
+		e.PutOut, e.Gone = n.StateSince.AsTime(), true
 	}
-	return e, gone
+	return e
 }
 
 // prove fetches what each aggregator holds, proves it, and counts again.

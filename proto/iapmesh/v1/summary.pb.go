@@ -493,7 +493,8 @@ type RunCoverage struct {
 	InSpan        uint64                 `protobuf:"varint,7,opt,name=in_span,json=inSpan,proto3" json:"in_span,omitempty"` // records within from and to, whatever they are about, that were counted here
 	Gaps          []*TrailGap            `protobuf:"bytes,8,rep,name=gaps,proto3" json:"gaps,omitempty"`                    // that the node itself states, within from and to; at most 1000
 	MoreGaps      bool                   `protobuf:"varint,9,opt,name=more_gaps,json=moreGaps,proto3" json:"more_gaps,omitempty"`
-	Forked        bool                   `protobuf:"varint,10,opt,name=forked,proto3" json:"forked,omitempty"` // the node showed two histories: nothing more is taken of this run
+	Forked        bool                   `protobuf:"varint,10,opt,name=forked,proto3" json:"forked,omitempty"`                       // the node showed two histories: nothing more is taken of this run
+	StoodDown     []*StandDown           `protobuf:"bytes,11,rep,name=stood_down,json=stoodDown,proto3" json:"stood_down,omitempty"` // at most the last 100
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -598,6 +599,74 @@ func (x *RunCoverage) GetForked() bool {
 	return false
 }
 
+func (x *RunCoverage) GetStoodDown() []*StandDown {
+	if x != nil {
+		return x.StoodDown
+	}
+	return nil
+}
+
+// StandDown is a node's word that it has stopped to serve because the mesh has put it out.
+type StandDown struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`                       // when it stopped
+	PutOut        *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=put_out,json=putOut,proto3" json:"put_out,omitempty"` // since when it is quarantined or revoked, or has departed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StandDown) Reset() {
+	*x = StandDown{}
+	mi := &file_iapmesh_v1_summary_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StandDown) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StandDown) ProtoMessage() {}
+
+func (x *StandDown) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_summary_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StandDown.ProtoReflect.Descriptor instead.
+func (*StandDown) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_summary_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *StandDown) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *StandDown) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *StandDown) GetPutOut() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PutOut
+	}
+	return nil
+}
+
 // TrailGap counts requests that were served although their records could not be kept.
 type TrailGap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -613,7 +682,7 @@ type TrailGap struct {
 
 func (x *TrailGap) Reset() {
 	*x = TrailGap{}
-	mi := &file_iapmesh_v1_summary_proto_msgTypes[8]
+	mi := &file_iapmesh_v1_summary_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +694,7 @@ func (x *TrailGap) String() string {
 func (*TrailGap) ProtoMessage() {}
 
 func (x *TrailGap) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_summary_proto_msgTypes[8]
+	mi := &file_iapmesh_v1_summary_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +707,7 @@ func (x *TrailGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrailGap.ProtoReflect.Descriptor instead.
 func (*TrailGap) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_summary_proto_rawDescGZIP(), []int{8}
+	return file_iapmesh_v1_summary_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TrailGap) GetSeq() uint64 {
@@ -720,7 +789,7 @@ const file_iapmesh_v1_summary_proto_rawDesc = "" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\x04R\x02to\x120\n" +
 	"\x05first\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
-	"\x04last\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xc1\x02\n" +
+	"\x04last\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xf7\x02\n" +
 	"\vRunCoverage\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
 	"\x03run\x18\x02 \x01(\tR\x03run\x12,\n" +
@@ -734,7 +803,13 @@ const file_iapmesh_v1_summary_proto_rawDesc = "" +
 	"\x04gaps\x18\b \x03(\v2\x14.iapmesh.v1.TrailGapR\x04gaps\x12\x1b\n" +
 	"\tmore_gaps\x18\t \x01(\bR\bmoreGaps\x12\x16\n" +
 	"\x06forked\x18\n" +
-	" \x01(\bR\x06forked\"\xc0\x01\n" +
+	" \x01(\bR\x06forked\x124\n" +
+	"\n" +
+	"stood_down\x18\v \x03(\v2\x15.iapmesh.v1.StandDownR\tstoodDown\"~\n" +
+	"\tStandDown\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x123\n" +
+	"\aput_out\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06putOut\"\xc0\x01\n" +
 	"\bTrailGap\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x18\n" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x14\n" +
@@ -755,7 +830,7 @@ func file_iapmesh_v1_summary_proto_rawDescGZIP() []byte {
 	return file_iapmesh_v1_summary_proto_rawDescData
 }
 
-var file_iapmesh_v1_summary_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_iapmesh_v1_summary_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_iapmesh_v1_summary_proto_goTypes = []any{
 	(*SummarizeRequest)(nil),      // 0: iapmesh.v1.SummarizeRequest
 	(*SummarizeResponse)(nil),     // 1: iapmesh.v1.SummarizeResponse
@@ -765,29 +840,33 @@ var file_iapmesh_v1_summary_proto_goTypes = []any{
 	(*RunRanges)(nil),             // 5: iapmesh.v1.RunRanges
 	(*SeqRange)(nil),              // 6: iapmesh.v1.SeqRange
 	(*RunCoverage)(nil),           // 7: iapmesh.v1.RunCoverage
-	(*TrailGap)(nil),              // 8: iapmesh.v1.TrailGap
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*StandDown)(nil),             // 8: iapmesh.v1.StandDown
+	(*TrailGap)(nil),              // 9: iapmesh.v1.TrailGap
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
 }
 var file_iapmesh_v1_summary_proto_depIdxs = []int32{
-	9,  // 0: iapmesh.v1.SummarizeRequest.from:type_name -> google.protobuf.Timestamp
-	9,  // 1: iapmesh.v1.SummarizeRequest.to:type_name -> google.protobuf.Timestamp
+	10, // 0: iapmesh.v1.SummarizeRequest.from:type_name -> google.protobuf.Timestamp
+	10, // 1: iapmesh.v1.SummarizeRequest.to:type_name -> google.protobuf.Timestamp
 	5,  // 2: iapmesh.v1.SummarizeRequest.counted:type_name -> iapmesh.v1.RunRanges
 	2,  // 3: iapmesh.v1.SummarizeResponse.summary:type_name -> iapmesh.v1.TrailSummary
 	3,  // 4: iapmesh.v1.TrailSummary.keys:type_name -> iapmesh.v1.KeyActivity
 	7,  // 5: iapmesh.v1.TrailSummary.runs:type_name -> iapmesh.v1.RunCoverage
 	4,  // 6: iapmesh.v1.KeyActivity.decisions:type_name -> iapmesh.v1.DecisionCount
 	6,  // 7: iapmesh.v1.RunRanges.ranges:type_name -> iapmesh.v1.SeqRange
-	9,  // 8: iapmesh.v1.SeqRange.first:type_name -> google.protobuf.Timestamp
-	9,  // 9: iapmesh.v1.SeqRange.last:type_name -> google.protobuf.Timestamp
+	10, // 8: iapmesh.v1.SeqRange.first:type_name -> google.protobuf.Timestamp
+	10, // 9: iapmesh.v1.SeqRange.last:type_name -> google.protobuf.Timestamp
 	6,  // 10: iapmesh.v1.RunCoverage.ranges:type_name -> iapmesh.v1.SeqRange
-	8,  // 11: iapmesh.v1.RunCoverage.gaps:type_name -> iapmesh.v1.TrailGap
-	9,  // 12: iapmesh.v1.TrailGap.from:type_name -> google.protobuf.Timestamp
-	9,  // 13: iapmesh.v1.TrailGap.to:type_name -> google.protobuf.Timestamp
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	9,  // 11: iapmesh.v1.RunCoverage.gaps:type_name -> iapmesh.v1.TrailGap
+	8,  // 12: iapmesh.v1.RunCoverage.stood_down:type_name -> iapmesh.v1.StandDown
+	10, // 13: iapmesh.v1.StandDown.at:type_name -> google.protobuf.Timestamp
+	10, // 14: iapmesh.v1.StandDown.put_out:type_name -> google.protobuf.Timestamp
+	10, // 15: iapmesh.v1.TrailGap.from:type_name -> google.protobuf.Timestamp
+	10, // 16: iapmesh.v1.TrailGap.to:type_name -> google.protobuf.Timestamp
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_summary_proto_init() }
@@ -801,7 +880,7 @@ func file_iapmesh_v1_summary_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_summary_proto_rawDesc), len(file_iapmesh_v1_summary_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
