@@ -14,6 +14,9 @@ const (
 	DepartAfter      = 7 * 24 * time.Hour // lapsed → departed
 )
 
+// ReasonSilent is why a node has lapsed, or departed, of which nothing is known but that nobody has heard it.
+const ReasonSilent = "silent"
+
 func (n Node) to(s NodeState, reason string, now time.Time) Node {
 	n.State, n.Reason, n.StateSince = s, reason, now
 	if s == NodeDeparted || s == NodeRevoked {
@@ -57,9 +60,11 @@ func RecoverNode(n Node, now time.Time) (Node, error) {
 }
 
 // DepartNode makes a node depart: it leaves, or an operator says so. A quarantined one cannot leave, because what a departed node
-// has signed still counts.
+// has signed still counts. Of one that departed because it was silent somebody may say later that it is no more.
 func DepartNode(n Node, reason string, now time.Time) (Node, error) {
 	switch {
+	case n.State == NodeDeparted && n.Reason == ReasonSilent && reason != "":
+		return n.toFor(NodeDeparted, reason, n.StateSince)
 	case n.State == NodeDeparted:
 		return n, nil
 	case !n.Trusted():
@@ -105,10 +110,10 @@ func SweepNode(n Node, silentSince, now time.Time) (after Node, changed, returnU
 	case silentSince.IsZero():
 		return n, false, false
 	case n.State == NodeActive && silent >= LapseAfter:
-		return n.to(NodeLapsed, "silent", now), true, false
+		return n.to(NodeLapsed, ReasonSilent, now), true, false
 	case n.State == NodeLapsed && silent >= DepartAfter && now.Sub(n.StateSince) >= DepartAfter-LapseAfter:
 		// However the clock of a leader jumps, as it does when its machine has slept for a week, nobody departs who had no time to come back.
-		return n.to(NodeDeparted, "silent", now), true, false
+		return n.to(NodeDeparted, ReasonSilent, now), true, false
 	}
 	return n, false, false
 }

@@ -14,6 +14,18 @@ var allNodeStates = []keyring.NodeState{
 }
 
 // What is not in an operation's row is a Conflict; what stays as it is keeps its time.
+func TestSomebodyMaySayThatASilentNodeIsNoMore(t *testing.T) {
+	t.Parallel()
+	silent := keyring.Node{ID: "n-1", State: keyring.NodeDeparted, Reason: keyring.ReasonSilent, StateSince: now}
+	got, err := keyring.DepartNode(silent, "scrapped", now.Add(time.Hour))
+	if err != nil || got.State != keyring.NodeDeparted || got.Reason != "scrapped" || !got.StateSince.Equal(now) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if again, err := keyring.DepartNode(got, "lost", now.Add(2*time.Hour)); err != nil || again.Reason != "scrapped" {
+		t.Errorf("said again: %+v, %v", again, err)
+	}
+}
+
 func TestNodeTransitions(t *testing.T) {
 	t.Parallel()
 	later := now.Add(time.Hour)

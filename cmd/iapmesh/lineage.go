@@ -190,7 +190,7 @@ func (d *lineageTree) missingText(m audit.Missing) string {
 	records := fmt.Sprintf("records %d to %d", m.FromSeq, m.ToSeq-1)
 	switch m.Kind {
 	case audit.MissingNode:
-		return fmt.Sprintf("node %s: never shipped anything%s", name, span)
+		return fmt.Sprintf("node %s: never shipped anything%s%s", name, span, d.leftText(m))
 	case audit.MissingAfter:
 		return fmt.Sprintf("node %s: nothing after %s%s", name, clockText(m.From), d.leftText(m))
 	case audit.MissingRecords:
@@ -223,9 +223,17 @@ func (d *lineageTree) leftText(m audit.Missing) string {
 	e, state := expectedOf(n), enumText(n.State, "NODE_STATE_")
 	switch {
 	case e.Gone && e.PutOut.Equal(m.To):
-		return fmt.Sprintf(", and it was %s only at %s", state, clockText(e.PutOut))
+		return fmt.Sprintf(", and it %s only at %s", became(state), clockText(e.PutOut))
 	case !e.PutOut.IsZero() && !e.Gone:
-		return fmt.Sprintf("; it was %s at %s, and has not said that it knows", state, clockText(e.PutOut))
+		return fmt.Sprintf("; it %s at %s, and has not said that it knows", became(state), clockText(e.PutOut))
 	}
 	return ""
+}
+
+// became turns a state into what happened.
+func became(state string) string {
+	if state == "departed" {
+		return "departed"
+	}
+	return "was " + state
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/audit/collect"
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
@@ -152,8 +153,8 @@ func expectedOf(n *iapmeshv1.Node) audit.Expected {
 	switch n.State {
 	case iapmeshv1.NodeState_NODE_STATE_QUARANTINED, iapmeshv1.NodeState_NODE_STATE_REVOKED:
 		e.PutOut = n.StateSince.AsTime()
-	case iapmeshv1.NodeState_NODE_STATE_DEPARTED: // which a node says when it is stopped, or who removes what is no more
-		e.PutOut, e.Gone = n.StateSince.AsTime(), true
+	case iapmeshv1.NodeState_NODE_STATE_DEPARTED: // which a node says when it is stopped, or who removes what is no more, or silence
+		e.PutOut, e.Gone = n.StateSince.AsTime(), n.Reason != keyring.ReasonSilent
 	}
 	return e
 }

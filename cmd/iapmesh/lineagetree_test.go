@@ -97,13 +97,16 @@ func TestWhatIsMissingIsSaidInWords(t *testing.T) {
 	t.Parallel()
 	d := newLineageTree(lineageSample())
 	from, to := lineageNow.Add(-2*time.Hour), lineageNow.Add(-time.Hour)
+	d.names["n-3"] = &iapmeshv1.Node{Id: "n-3", Name: "old", Region: "us-east", State: iapmeshv1.NodeState_NODE_STATE_DEPARTED, Reason: "left", StateSince: timestamppb.New(to)}
 	for _, tc := range []struct {
 		m    audit.Missing
 		want string
 	}{
 		{audit.Missing{Kind: audit.MissingNode, Node: "n-1", From: from, To: to}, "node web-1 (eu-west): never shipped anything, between 2026-11-24T10:00:00Z and 2026-11-24T11:00:00Z"},
 		{audit.Missing{Kind: audit.MissingAfter, Node: "n-1", From: from, To: to}, "node web-1 (eu-west): nothing after 2026-11-24T10:00:00Z"},
-		{audit.Missing{Kind: audit.MissingAfter, Node: "n-2", From: from, To: to}, "node edge\x1b[2J (us-east): nothing after 2026-11-24T10:00:00Z, and it was revoked only at 2026-11-24T11:00:00Z"},
+		{audit.Missing{Kind: audit.MissingAfter, Node: "n-2", From: from, To: to}, "node edge\x1b[2J (us-east): nothing after 2026-11-24T10:00:00Z; it was revoked at 2026-11-24T11:00:00Z, and has not said that it knows"},
+		{audit.Missing{Kind: audit.MissingNode, Node: "n-2", From: from, To: to}, "node edge\x1b[2J (us-east): never shipped anything, between 2026-11-24T10:00:00Z and 2026-11-24T11:00:00Z; it was revoked at 2026-11-24T11:00:00Z, and has not said that it knows"},
+		{audit.Missing{Kind: audit.MissingAfter, Node: "n-3", From: from, To: to}, "node old (us-east): nothing after 2026-11-24T10:00:00Z, and it departed only at 2026-11-24T11:00:00Z"},
 		{audit.Missing{Kind: audit.MissingRecords, Node: "n-1", Run: "r", FromSeq: 10, ToSeq: 20}, "node web-1 (eu-west), run r: records 10 to 19 are missing"},
 		{audit.Missing{Kind: audit.MissingRun, Node: "n-9", Run: "r", ToSeq: 20, To: to}, "node n-9: the whole run r, of 20 records, is missing, before 2026-11-24T11:00:00Z"},
 		{audit.Missing{Kind: audit.MissingGap, Node: "n-1", Records: 5, Route: "billing", Text: "not_durable", From: from, To: to}, "node web-1 (eu-west): gap of 5 records, route billing, between 2026-11-24T10:00:00Z and 2026-11-24T11:00:00Z: not_durable"},

@@ -151,13 +151,20 @@ func (m memory) cascade(as func(keyring.DenialKind, string) keyring.Denial, d ma
 type Writers map[string]bool
 
 // FromRecords is what records, whatever their order, say is still refused. Only control nodes write such records: what any other is known
-// to have written is its own invention, and who is not known may make the mesh refuse more, but not less.
+// to have written is its own invention, and who is not known may make the mesh refuse more, but not less. Nor may one that was put out in
+// the meantime: it may hand in its trail after that, and dates what it writes as it likes.
 func FromRecords(records []audit.Record, by Writers) []keyring.Denial {
 	slices.SortStableFunc(records, func(a, b audit.Record) int { return a.Time.Compare(b.Time) })
-	m := memory{}
+	denied, m := memory{}, memory{}
+	for _, r := range records {
+		if control, known := by[r.Node]; (control || !known) && !takesBack(r.Detail["action"]) {
+			denied.see(r)
+		}
+	}
 	for _, r := range records {
 		control, known := by[r.Node]
-		if known && !control || !known && takesBack(r.Detail["action"]) {
+		_, putOut := denied[string(keyring.DenyNode)+" "+r.Node]
+		if known && !control || (!known || putOut) && takesBack(r.Detail["action"]) {
 			continue
 		}
 		m.see(r)

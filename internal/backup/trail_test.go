@@ -112,6 +112,26 @@ func TestWhatTheTrailRemembers(t *testing.T) {
 	}
 }
 
+// A control node that was put out may still hand in a trail, in which it dates what it likes as it likes: it takes nothing back by that.
+func TestAControlNodeThatWasPutOutTakesNothingBack(t *testing.T) {
+	t.Parallel()
+	said := func(second int64, node, action, key, value string) audit.Record {
+		return audit.Record{Time: time.Unix(1_700_000_000+second, 0).UTC(), Node: node, Detail: map[string]string{"action": action, key: value, "kind": string(keyring.RevokeSubject)}}
+	}
+	var got []string
+	for _, d := range backup.FromRecords([]audit.Record{
+		said(1, "n-control", "revoke.user", "value", "dev/eve"), said(2, "n-control", "revoke.user", "value", "dev/ana"), said(3, "n-control", "key.suspend", "key", "k-1"),
+		said(4, "n-taken", "revocation.lift", "value", "dev/eve"), said(4, "n-taken", "key.resume", "key", "k-1"), said(5, "n-control", "revocation.lift", "value", "dev/ana"),
+		said(6, "n-taken", "revoke.user", "value", "dev/mallory"), // it led when this was done
+		said(7, "n-control", "node.quarantine", "node", "n-taken"), said(8, "n-taken", "node.release", "node", "n-taken"),
+	}, backup.Writers{"n-control": true, "n-taken": true}) {
+		got = append(got, string(d.Kind)+" "+d.Value)
+	}
+	if diff := cmp.Diff([]string{"key k-1", "node n-taken", "user dev/eve", "user dev/mallory"}, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 // A proxy that was taken over writes what it likes into its own trail. It takes nothing back by that, and revokes nobody.
 func TestOnlyControlNodesAreBelievedOfRevocations(t *testing.T) {
 	t.Parallel()
