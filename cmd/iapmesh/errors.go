@@ -107,6 +107,16 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 	}
 }
 
+// argsBy is exactArgs of a command that takes none, for what people give as one: it says by which flag it is given.
+func argsBy(flag string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected argument %q: did you mean --%s %s?", args[0], flag, args[0])
+		}
+		return nil
+	}
+}
+
 // required refuses a command line that lacks a flag.
 func required(cmd *cobra.Command, flags ...string) error {
 	for _, name := range flags {

@@ -255,7 +255,7 @@ whether the key is of that mesh. What the key may do is the mesh's to say: iapme
 The exit status is 0 for a key that is whole, and 1 for one that is damaged, or that is of another mesh than that of the profile which
 --profile names.`,
 		Example: "  iapmesh key inspect --file bootstrap.key",
-		Args:    exactArgs(),
+		Args:    argsBy("file"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := required(cmd, "file"); err != nil {
 				return err

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -62,7 +64,7 @@ that the mesh can be founded anew from it where every control node is lost. The 
 --seal names (file://, or a KMS as in node.yaml); each of them opens it. The default is a key file beside the profile, made on first
 use. Keep the key apart from the files: whoever has both has the mesh's CA.`,
 		Example: "  iapmesh snapshot save --out mesh-2026-11-25.snapshot\n  iapmesh snapshot save --out mesh.snapshot --seal file:///mnt/vault/snapshot.key",
-		Args:    exactArgs(),
+		Args:    argsBy("out"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := required(cmd, "out"); err != nil {
 				return err
@@ -184,6 +186,8 @@ func (c *cli) openSnapshot(ctx context.Context, file string, keepers []string) (
 	switch {
 	case fault.Is(err, fault.Unavailable):
 		return nil, hint(err, "Name where its key is now with --seal.")
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		return nil, err
 	case err != nil:
 		return nil, hint(err, "Nothing of it is used. Take another copy of the file.")
 	}
