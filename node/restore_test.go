@@ -99,6 +99,10 @@ func TestARestoreNeverUnrevokes(t *testing.T) {
 	if err := mesh.TryJoin("late-2", "loyal", 2*time.Second); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "awaits an operator") {
 		t.Errorf("a node joins before the confirmation: %v", err)
 	}
+	mesh.ForgeKey("forged")
+	if err := mesh.TryJoin("late-0", "forged", 2*time.Second); !fault.Is(err, fault.Unauthenticated) || strings.Contains(err.Error(), "operator") {
+		t.Errorf("whoever proves no key hears: %v", err)
+	}
 	if got := mesh.Node("loyal-1").Node.State; got != iapmeshv1.NodeState_NODE_STATE_QUARANTINED {
 		t.Errorf("loyal-1 is %s before the confirmation", got)
 	}

@@ -4,11 +4,13 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/control"
@@ -102,6 +104,37 @@ func TestWhatNodesRememberOnlyRefusesMore(t *testing.T) {
 	w.confirm()
 	_, err = w.Remember(t.Context(), tells(t, proxy.id(), proxy.node, 2, ekm, deny...), ekm)
 	wantKind(t, "after the confirmation", err, fault.Conflict, "no restoration")
+}
+
+// Whoever proves to be no node that may speak is refused at once, and not only when the one writer has time: strangers may ask.
+func TestAStrangerWhoClaimsToRememberWaitsForNoWriter(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	proxy := w.joined(w.boot, "px", "eu-west")
+	_, _, err := w.Restore(t.Context(), "admin/ana", w.signed(w.saved()))
+	must(t, err)
+	var ekm [32]byte
+	rand.Read(ekm[:])
+	genuine := tells(t, proxy.id(), proxy.node, 2, ekm, keyring.Denial{Kind: keyring.DenySubject, Value: "dev/eve", Block: true, At: w.clock.now()})
+	forged := tells(t, proxy.id(), newKey(t), 2, ekm)
+	writing, goOn, written, refused := make(chan struct{}), make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	hold := sync.OnceFunc(func() { close(writing); <-goOn })
+	w.engine.setSpoil(func(store.Txn) (bool, error) { hold(); return false, nil })
+	go func() { written <- second(w.Remember(t.Context(), genuine, ekm)) }()
+	select {
+	case <-writing:
+	case err := <-written:
+		t.Fatalf("the node remembers nothing: %v", err)
+	}
+	go func() { refused <- second(w.Remember(t.Context(), forged, ekm)) }()
+	select {
+	case err := <-refused:
+		wantKind(t, "a stranger", err, fault.Denied, "")
+	case <-time.After(patience):
+		t.Error("a stranger waits for a writer")
+	}
+	close(goOn)
+	must(t, <-written)
 }
 
 // Whatever a node says that may speak, in bytes of its own, refuses more or nothing, and does not open the mesh.

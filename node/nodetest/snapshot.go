@@ -147,6 +147,12 @@ func (m *Mesh) TryJoin(name, key string, patience time.Duration) error {
 	return n.Run(ctx)
 }
 
+// ForgeKey writes a key that pins the mesh's root, and that the mesh does not know, into a file of the mesh's directory.
+func (m *Mesh) ForgeKey(name string) {
+	m.t.Helper()
+	m.must("write the key", os.WriteFile(filepath.Join(m.dir, name+".key"), []byte(m.NewSecret().String()), 0o600))
+}
+
 // Configuration is the mesh.yaml that the mesh began with.
 func (m *Mesh) Configuration() string { return m.world.yaml() }
 
