@@ -19,7 +19,7 @@ type JoinFacts struct {
 	Roles       []Role
 	Region      string
 	SourceIP    netip.Addr
-	ActiveNodes int // bound to the key now, neither departed nor revoked: Snapshot.CountActive
+	ActiveNodes int // that take a place under the key now: Snapshot.CountActive
 }
 
 // AdmitJoin consumes one use of the key for a node, or says which rule refuses it: Denied, or Exhausted for uses and active nodes.

@@ -13,9 +13,32 @@ type Branch struct {
 }
 
 // Lineage returns the rotation chain that a key belongs to, oldest first, each key with the nodes that joined under it; nil if there
-// is no such key. A link counts only where both of its ends name each other, so that every key stands in exactly one chain and every
-// node under at most one key, however damaged the records are. A chain that closes on itself is cut before the key that was asked for.
+// is no such key.
 func (s *Snapshot) Lineage(key string) []Branch {
+	chain := s.chain(key)
+	seen := map[string]bool{}
+	for _, k := range chain {
+		seen[k.ID] = true
+	}
+	joined, bound := map[string][]*Node{}, map[string][]*Node{}
+	for _, n := range s.nodesWhere(func(n *Node) bool { return seen[n.ProvisioningKey] || seen[n.BoundKey] }) {
+		if seen[n.ProvisioningKey] {
+			joined[n.ProvisioningKey] = append(joined[n.ProvisioningKey], n)
+		} else {
+			bound[n.BoundKey] = append(bound[n.BoundKey], n)
+		}
+	}
+	var out []Branch
+	for _, k := range chain {
+		out = append(out, Branch{Key: k, Nodes: joined[k.ID], Rebound: bound[k.ID]})
+	}
+	return out
+}
+
+// chain is the rotation chain that a key belongs to, oldest first; nil if there is no such key. A link counts only where both of its ends
+// name each other, so that every key stands in exactly one chain and every node under at most one key, however damaged the records are.
+// A chain that closes on itself is cut before the key that was asked for.
+func (s *Snapshot) chain(key string) []*Key {
 	k := s.Keys[key]
 	if k == nil {
 		return nil
@@ -31,19 +54,7 @@ func (s *Snapshot) Lineage(key string) []Branch {
 		seen[n.ID] = true
 		chain = append(chain, n)
 	}
-	joined, bound := map[string][]*Node{}, map[string][]*Node{}
-	for _, n := range s.nodesWhere(func(n *Node) bool { return seen[n.ProvisioningKey] || seen[n.BoundKey] }) {
-		if seen[n.ProvisioningKey] {
-			joined[n.ProvisioningKey] = append(joined[n.ProvisioningKey], n)
-		} else {
-			bound[n.BoundKey] = append(bound[n.BoundKey], n)
-		}
-	}
-	out := make([]Branch, 0, len(chain))
-	for _, k := range chain {
-		out = append(out, Branch{Key: k, Nodes: joined[k.ID], Rebound: bound[k.ID]})
-	}
-	return out
+	return chain
 }
 
 // before is the key that k succeeded; nil if there is none, or it names another successor.

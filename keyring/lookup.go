@@ -14,10 +14,16 @@ func (s *Snapshot) NodesUnder(key string) []*Node {
 	return s.nodesWhere(func(n *Node) bool { return n.ProvisioningKey == key || n.BoundKey == key })
 }
 
-// CountActive counts the nodes bound to a key that take a place under its max_active: neither departed nor revoked.
-func (s *Snapshot) CountActive(key string) int {
+// CountActive counts the nodes, other than one that asks, which take a place under a key's max_active: neither departed nor revoked, and
+// bound to it or to another key of its rotation chain. While nodes move from a key to its successor both share their places, or else a
+// rotation would let in twice as many. Those of a revoked key do not move, and take none from the others.
+func (s *Snapshot) CountActive(key, asks string) int {
+	shared := map[string]bool{key: true}
+	for _, k := range s.chain(key) {
+		shared[k.ID] = k.ID == key || k.State != KeyRevoked
+	}
 	return len(s.nodesWhere(func(n *Node) bool {
-		return n.BoundKey == key && n.State != NodeDeparted && n.State != NodeRevoked
+		return shared[n.BoundKey] && n.ID != asks && n.State != NodeDeparted && n.State != NodeRevoked
 	}))
 }
 

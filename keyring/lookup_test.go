@@ -39,8 +39,9 @@ func TestWhichNodesAKeyAnswersFor(t *testing.T) {
 		"under k1":       {ids(s.NodesUnder("k1")), []string{"a", "b"}},
 		"under k2":       {ids(s.NodesUnder("k2")), []string{"b", "c", "d", "e"}},
 		"under nothing":  {ids(s.NodesUnder("k9")), []string(nil)},
-		"active on k1":   {s.CountActive("k1"), 1},
-		"active on k2":   {s.CountActive("k2"), 2},
+		"active on k1":   {s.CountActive("k1", ""), 1},
+		"active on k2":   {s.CountActive("k2", ""), 2},
+		"beside b on k2": {s.CountActive("k2", "b"), 1},
 		"control nodes":  {ids(s.ControlNodes()), []string{"a", "f"}},
 		"trusted nodes":  {ids(s.TrustedNodes()), []string{"a", "b", "f"}},
 		"by join id":     {s.NodeByJoinID("jb").ID, "b"},
@@ -50,6 +51,32 @@ func TestWhichNodesAKeyAnswersFor(t *testing.T) {
 		if diff := cmp.Diff(tc.want, tc.got); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
+	}
+}
+
+// A key and its successors share their places, but for those of a key that was revoked.
+func TestARotationLetsInNoMore(t *testing.T) {
+	t.Parallel()
+	key := func(id, before, after string, s keyring.KeyState) *keyring.Key {
+		return &keyring.Key{ID: id, Predecessor: before, Successor: after, State: s}
+	}
+	node := func(id, bound string) *keyring.Node {
+		return &keyring.Node{ID: id, BoundKey: bound, State: keyring.NodeActive}
+	}
+	s := snapshot(keyring.Contents{
+		Keys: map[string]*keyring.Key{
+			"k1": key("k1", "", "k2", keyring.KeyRevoked), "k2": key("k2", "k1", "k3", keyring.KeyRetiring), "k3": key("k3", "k2", "", keyring.KeyActive),
+			"k4": key("k4", "k2", "", keyring.KeyActive), // says that it succeeds k2, which does not know it
+		},
+		Nodes: map[string]*keyring.Node{"a": node("a", "k1"), "b": node("b", "k2"), "c": node("c", "k2"), "d": node("d", "k3"), "e": node("e", "k4")},
+	})
+	for key, want := range map[string]int{"k1": 4, "k2": 3, "k3": 3, "k4": 1, "k9": 0} {
+		if got := s.CountActive(key, ""); got != want {
+			t.Errorf("%s: %d nodes, want %d", key, got, want)
+		}
+	}
+	if got := s.CountActive("k3", "b"); got != 2 { // it moves, and takes no other place
+		t.Errorf("beside one that moves: %d", got)
 	}
 }
 

@@ -37,7 +37,7 @@ func VerifyRebind(mesh string, n *Node, from, to string, signature []byte) error
 
 // RebindFacts are what a re-binding is decided on, beside the records.
 type RebindFacts struct {
-	ActiveNodes int        // bound to the target now: Snapshot.CountActive
+	ActiveNodes int        // other nodes that take a place under the target now: Snapshot.CountActive
 	Source      netip.Addr // from where the node asks; zero: not known, as when an operator speaks
 }
 

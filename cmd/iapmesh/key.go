@@ -77,7 +77,7 @@ public half comes here.`,
 	f.StringSliceVar(&req.SourceCidrs, "cidr", nil, "`CIDRS` that its nodes may join from (default: any)")
 	f.DurationVar(&ttl, "ttl", 0, "how long nodes may join with it (default 24h)")
 	f.Uint32Var(&uses, "max-uses", 1, "how many nodes may join with it; 0: any number")
-	f.Uint32Var(&req.MaxActive, "max-active", 0, "how many of its nodes may be active at once; 0: any number")
+	f.Uint32Var(&req.MaxActive, "max-active", 0, "how many nodes of it and its successors may be active at once; 0: any number")
 	f.BoolVar(&req.NeedsApproval, "needs-approval", false, "let another administrator approve it before it admits anybody, whatever it grants")
 	f.StringVar(&public, "public-key", "", "enrol this public half, `HEX|@FILE`, of a key that iapmesh key generate made; @- for standard input")
 	f.StringVar(&out, "key-out", "", "write the key to this new `FILE`, mode 0600, instead of printing it")

@@ -206,7 +206,7 @@ func (c *Controller) admit(t *tx, key *keyring.Key, j *joiner) (keyring.Node, er
 	b := j.body
 	admitted, err := keyring.AdmitJoin(*key, keyring.JoinFacts{
 		Now: t.Now, Node: keyring.NodeID(j.nodeKey), Name: b.Name, Roles: state.RolesOf(b.Roles), Region: b.Region, SourceIP: j.source,
-		ActiveNodes: t.View.Keyring.CountActive(key.ID),
+		ActiveNodes: t.View.Keyring.CountActive(key.ID, ""),
 	})
 	if err != nil {
 		return keyring.Node{}, err

@@ -61,7 +61,7 @@ func (c *Controller) AllowRebind(ctx context.Context, by string, req *iapmeshv1.
 		if err != nil {
 			return *n, err
 		}
-		return keyring.AllowRebind(*n, *key, keyring.RebindFacts{ActiveNodes: t.View.Keyring.CountActive(key.ID)})
+		return keyring.AllowRebind(*n, *key, keyring.RebindFacts{ActiveNodes: t.View.Keyring.CountActive(key.ID, n.ID)})
 	})
 }
 
@@ -139,7 +139,7 @@ func (c *Controller) Rebind(ctx context.Context, nodeID string, source netip.Add
 			return err
 		}
 		before = *n
-		after, err = keyring.RebindNode(*n, *from, *to, keyring.RebindFacts{ActiveNodes: t.View.Keyring.CountActive(to.ID), Source: source})
+		after, err = keyring.RebindNode(*n, *from, *to, keyring.RebindFacts{ActiveNodes: t.View.Keyring.CountActive(to.ID, n.ID), Source: source})
 		if err != nil {
 			return err
 		}

@@ -93,7 +93,7 @@ func TestANodeBindsToASuccessorByProof(t *testing.T) {
 	// A place under max_active goes with the node.
 	must(t, w.rebind(b, first.ID(), second))
 	must(t, w.rebind(b, second, third))
-	if have := w.view().Keyring.CountActive(third); have != 2 {
+	if have := w.view().Keyring.CountActive(third, ""); have != 2 {
 		t.Errorf("%d nodes take a place under the last key", have)
 	}
 }
@@ -107,11 +107,17 @@ func TestMaxActiveHoldsForRebinding(t *testing.T) {
 	must(t, err)
 	_, _, _, err = w.RotateKey(t.Context(), "admin/ana", &iapmeshv1.RotateKeyRequest{Key: old.ID(), SuccessorPublicKey: next.PublicKey()})
 	must(t, err)
-	b := w.joined(next, "b", "eu-west") // faster than a
-	wantKind(t, "one more than the key bears", w.rebind(a, old.ID(), next.ID()), fault.Exhausted, "max_active")
-	_, _, err = w.RemoveNode(t.Context(), "admin/ana", "b", "scrapped")
-	must(t, err)
+	early := newJoiner(t, next, "b", "eu-west")
+	_, err = w.Join(t.Context(), early.attempt())
+	wantKind(t, "one more than both keys bear, faster than a", err, fault.Exhausted, "max_active")
 	must(t, w.rebind(a, old.ID(), next.ID()))
+	_, err = w.Join(t.Context(), early.attempt())
+	wantKind(t, "one more than the key bears", err, fault.Exhausted, "max_active")
+	_, _, err = w.RemoveNode(t.Context(), "admin/ana", "a", "scrapped")
+	must(t, err)
+	b := w.joined(next, "c", "eu-west")
+	_, _, err = w.RemoveNode(t.Context(), "admin/ana", "c", "scrapped")
+	must(t, err)
 	if w.node(b).State != keyring.NodeDeparted || w.node(b).Reason != "scrapped" {
 		t.Errorf("b is %s: %s", w.node(b).State, w.node(b).Reason)
 	}
@@ -269,7 +275,7 @@ func TestASilentNodeFreesItsPlaceAndItsTokensCount(t *testing.T) {
 	w.joined(key, "late", "us-east")
 	_, err = w.Renew(t.Context(), a.id(), a.body.Csr)
 	wantKind(t, "a departed node", err, fault.Denied, "departed")
-	if have := w.view().Keyring.CountActive(key.ID()); have != 1 {
+	if have := w.view().Keyring.CountActive(key.ID(), ""); have != 1 {
 		t.Errorf("%d nodes take a place under its key", have)
 	}
 }
