@@ -32,3 +32,6 @@ func NewRemainders(trusted func(node string) bool) (admit func(node string, byte
 
 // MaxRemainder is that bound, in bytes.
 const MaxRemainder = maxRemainder
+
+// Strictest is what counts of what control nodes say of a node.
+var Strictest = strictest

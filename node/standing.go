@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
@@ -53,7 +54,7 @@ func turnedAway(id string, s keyring.NodeState, reason string, since time.Time) 
 type standing struct {
 	nodeID string
 	source *state.Source
-	ask    func(context.Context) (state.Standing, error) // control nodes, one after another
+	ask    func(context.Context) (state.Standing, error) // control nodes
 	heard  func() bool                                   // the leader has answered lately
 	last   func(context.Context)                         // before it ends on others' word: its view may know what they do not; nil: nothing
 	record func(context.Context, *audit.Record) error
@@ -73,20 +74,44 @@ func (a *assembly) findNode(id string) *iapmeshv1.Node {
 	return nil
 }
 
-// askStanding asks the control nodes that are known, one after another, until one has answered. Each is verified as the server of any
-// other call is; what it says of this node cannot be taken back later, so it need not be the newest.
-func (a *assembly) askStanding(ctx context.Context) (st state.Standing, err error) {
-	err = fault.New(fault.Unavailable, "no control node is known")
+// askStanding asks all control nodes that are known. Each is verified as the server of any other call is, by a view that may be old: so one
+// may be behind, and one may be revoked. That this node was put out is believed to any of them, that it was not only if none says so.
+func (a *assembly) askStanding(ctx context.Context) (state.Standing, error) {
+	var mu sync.Mutex
+	var said []state.Standing
+	failed := error(fault.New(fault.Unavailable, "no control node is known"))
+	var asking sync.WaitGroup
 	for _, target := range a.link.candidates() {
 		if target.NodeID == a.id.public.NodeID {
 			continue
 		}
-		var resp *iapmeshv1.StandingResponse
-		if resp, err = a.askStandingOf(ctx, target); err == nil {
-			return state.Standing{Node: a.id.public.NodeID, State: state.NodeStateOf(resp.State), Reason: resp.Reason, Since: state.Time(resp.Since)}, nil
+		asking.Go(func() {
+			resp, err := a.askStandingOf(ctx, target)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = err
+				return
+			}
+			said = append(said, state.Standing{Node: a.id.public.NodeID, State: state.NodeStateOf(resp.State), Reason: resp.Reason, Since: state.Time(resp.Since)})
+		})
+	}
+	asking.Wait()
+	if len(said) == 0 {
+		return state.Standing{}, failed
+	}
+	return strictest(said), nil
+}
+
+// strictest is what counts of what was said: that the node was put out, before that it was not; and then the latest.
+func strictest(said []state.Standing) state.Standing {
+	best := said[0]
+	for _, st := range said[1:] {
+		if st.PutOut() && !best.PutOut() || st.PutOut() == best.PutOut() && st.Since.After(best.Since) {
+			best = st
 		}
 	}
-	return state.Standing{}, err
+	return best
 }
 
 func (a *assembly) askStandingOf(ctx context.Context, target controlNode) (*iapmeshv1.StandingResponse, error) {

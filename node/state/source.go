@@ -32,8 +32,9 @@ type Source struct {
 	problem atomic.Pointer[string]
 
 	publishing sync.Mutex           // held while a view is published
+	followed   *View                // the newest, as the store has it; guarded by publishing
 	announced  *keyring.Restoration // of a later epoch than the views that are followed; guarded by publishing
-	told       *told                // of later than this node's record in the views that are followed; guarded by publishing
+	told       *told                // what became of this node, which follows nobody; guarded by publishing
 }
 
 // Standing is what became of a node.
@@ -147,49 +148,53 @@ func (s *Source) Announce(r *keyring.Restoration) {
 		return
 	}
 	s.announced = r
-	if v := s.Load(); v != nil && v.Revision.Epoch < r.Statement.NewEpoch {
-		s.show(v)
+	if v := s.followed; v != nil && v.Revision.Epoch < r.Statement.NewEpoch {
+		s.show()
 	}
 }
 
-// told is a standing that a control node told, and the epoch that was followed then: a restored state counts for itself.
+// told is a standing that was told, and the view that it is later than.
 type told struct {
 	Standing
-	epoch uint64
+	at revision.Revision
 }
 
-// Tell takes what a control node says of this node, which may follow nobody and so cannot read it in its record: until the record that is
-// followed is as new, every view shows this instead, the present one at once.
+// Tell takes what control nodes say of this node, which may follow nobody and so cannot read it in its record: the present view shows it
+// at once, and until another comes. To follow is to be trusted again, so that what was said counts no longer then, even if it was a lie.
 func (s *Source) Tell(st Standing) {
 	s.publishing.Lock()
 	defer s.publishing.Unlock()
-	v := s.Load()
-	if v == nil || (s.told != nil && !st.Since.After(s.told.Since)) {
+	if s.followed == nil {
 		return
 	}
-	s.told = &told{st, v.Revision.Epoch}
-	if s.told.overtakes(v) {
-		s.show(v)
+	n := s.followed.Keyring.Nodes[st.Node]
+	if n == nil || !st.Since.After(n.StateSince) {
+		return
 	}
+	if t := s.told; t != nil && t.at == s.followed.Revision && !st.Since.After(t.Since) && (t.PutOut() || !st.PutOut()) {
+		return // by one who is behind; or it was told a lie, but none that is better
+	}
+	s.told = &told{st, s.followed.Revision}
+	s.show()
 }
 
-func (t *told) overtakes(v *View) bool {
-	n := v.Keyring.Nodes[t.Node]
-	return n != nil && n.StateSince.Before(t.Since) && v.Revision.Epoch == t.epoch
-}
+// PutOut reports whether the mesh trusts the node no more.
+func (s Standing) PutOut() bool { return !(&keyring.Node{State: s.State}).Trusted() }
 
 func (s *Source) publish(v *View) {
 	s.publishing.Lock()
 	defer s.publishing.Unlock()
-	s.show(v)
+	s.followed = v
+	s.show()
 }
 
-// show publishes a view; publishing is held.
-func (s *Source) show(v *View) {
+// show publishes the view that is followed, with what this node knows better; publishing is held.
+func (s *Source) show() {
+	v := s.followed
 	if r := s.announced; r != nil && v.Revision.Epoch < r.Statement.NewEpoch {
 		v = v.amended(func(c *keyring.Contents) { c.Restoration = r })
 	}
-	if t := s.told; t != nil && t.overtakes(v) {
+	if t := s.told; t != nil && t.at == v.Revision {
 		v = v.amended(func(c *keyring.Contents) {
 			n := *c.Nodes[t.Node]
 			n.State, n.Reason, n.StateSince = t.State, t.Reason, t.Since
