@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/ed25519"
 	"net"
 	"path/filepath"
 	"sync/atomic"
@@ -173,12 +174,23 @@ func (a *assembly) serveJoins() error {
 		admit = a.relayJoin
 	}
 	server := enroll.NewServer(admit, a.locate, a.logger, a.registry)
+	server.KeyOf = a.provisioningKey
 	if a.control != nil {
 		server.Revoke = a.relayRevokeByHolder
 		server.AnswerStanding(a.findNode)
 		server.ServeRestorations(enroll.Restorations{Introduce: a.introduce, Remember: a.control.Remember})
 	}
 	a.front = append(a.front, part{"joins", func(ctx context.Context) error { return server.Run(ctx, l) }})
+	return nil
+}
+
+// provisioningKey is a key's public half; nil if this node knows none.
+func (a *assembly) provisioningKey(id string) ed25519.PublicKey {
+	if v := a.source.Load(); v != nil {
+		if k := v.Keyring.Keys[id]; k != nil {
+			return k.PublicKey
+		}
+	}
 	return nil
 }
 

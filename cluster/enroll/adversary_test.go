@@ -70,7 +70,14 @@ type line struct {
 
 func (w *world) dial(addr string) *line {
 	w.t.Helper()
-	conn, err := (peer.Pinned{Pin: w.secret.Pin()}).Dial(soon(w.t), addr)
+	return w.dialFrom(addr, "127.0.0.1")
+}
+
+// dialFrom is dial from a loopback address.
+func (w *world) dialFrom(addr, source string) *line {
+	w.t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
+	conn, err := (peer.Pinned{Pin: w.secret.Pin(), NetDial: d.DialContext}).Dial(soon(w.t), addr)
 	must(w.t, err)
 	client, err := grpc.NewClient("passthrough:///x", conn.DialOptions()...)
 	must(w.t, err)

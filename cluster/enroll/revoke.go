@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"crypto/ed25519"
 	"log/slog"
 	"time"
 
@@ -100,12 +101,14 @@ func (s *Server) revokeByHolder(ctx context.Context, req *iapmeshv1.RevokeByHold
 	if err != nil {
 		return nil, err
 	}
-	// As with joins: for the rate limit alone, and nothing is believed before the leader has verified the signature.
+	// As with joins: for the rate limit alone, and nothing is believed before the leader has verified the signature. Whoever proves the key
+	// waits for nobody, nor for another who holds it and would rather have it live.
 	asked, err := keyring.ParseHolderRevocation(req.Body)
 	if err != nil {
 		return nil, fault.New(fault.Unauthenticated, "revoke: unauthenticated: the body is no request to revoke a key")
 	}
-	if !s.holders.allow(asked.Key) {
+	proved := s.proves(asked.Key, func(key ed25519.PublicKey) error { return keyring.VerifyRevocation(key, ekm, req.Body, req.Signature) })
+	if !proved && !s.holders.allow(asked.Key) {
 		return nil, fault.New(fault.Unavailable, "revoke: too many attempts: wait a few seconds")
 	}
 	leave, err := s.place(ctx, "revoke")

@@ -2,12 +2,15 @@ package enroll_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/iapmesh/iapmesh/cluster/enroll"
@@ -134,6 +137,46 @@ func TestALeaderThatIsLostIsAskedAgain(t *testing.T) {
 	defer cancel()
 	if _, err := enroll.Revoke(ctx, w.inHand(w.serve(w.certificate(false), nil))); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "revoke: gave up") {
 		t.Errorf("where nobody knows a control node: %v", err)
+	}
+}
+
+// Whoever knows a key's id alone, at however many addresses, keeps nobody who holds it from joining or from making it worthless.
+func TestWhoHoldsAKeyDoesNotWaitForWhoNamesIt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addr := w.serve(w.certificate(true), w.admit)
+	body, err := keyring.HolderRevocation{Key: w.secret.ID()}.Body()
+	must(t, err)
+	named, err := proto.Marshal(&iapmeshv1.JoinBody{Version: 1, KeyId: w.secret.ID()})
+	must(t, err)
+	// The key's own limit: each address is far below its own.
+	flood := func(what string, call func(iapmeshv1.EnrollServiceClient) error) {
+		for source := 2; source < 250; source++ {
+			client := w.dialFrom(addr, fmt.Sprintf("127.0.0.%d", source)).client
+			for range 10 {
+				if err := fault.FromStatus(call(client)); fault.Is(err, fault.Unavailable) && strings.Contains(err.Error(), "too many attempts") {
+					return
+				}
+			}
+		}
+		t.Errorf("a flood of %s is none too many", what)
+	}
+	holder := w.dial(addr)
+	signature, err := keyring.SignRevocation(w.secret.PrivateKey(), exported(t, holder.Conn), body)
+	must(t, err)
+	flood("revocations", func(c iapmeshv1.EnrollServiceClient) error {
+		_, err := c.RevokeByHolder(soon(t), &iapmeshv1.RevokeByHolderRequest{Body: body, Signature: make([]byte, ed25519.SignatureSize)})
+		return err
+	})
+	if _, err := holder.client.RevokeByHolder(soon(t), &iapmeshv1.RevokeByHolderRequest{Body: body, Signature: signature}); err != nil {
+		t.Errorf("who holds the key cannot revoke it: %v", err)
+	}
+	flood("joins", func(c iapmeshv1.EnrollServiceClient) error {
+		_, err := c.Join(soon(t), &iapmeshv1.JoinRequest{Body: named})
+		return err
+	})
+	if _, err := holder.client.Join(soon(t), w.signed(w.request(addr), holder.Conn)); err != nil {
+		t.Errorf("who holds the key cannot join by it: %v", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"crypto/ed25519"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -39,6 +40,9 @@ const (
 type Server struct {
 	iapmeshv1.UnimplementedEnrollServiceServer
 	Revoke RevokeByHolder // set before Run; nil on a node that is no control node
+	// KeyOf is a provisioning key's public half, as this node's view has it: nil if it has none. Set before Run. It is for the rates alone:
+	// whoever only names a key must not use up what is left for those who hold it.
+	KeyOf func(id string) ed25519.PublicKey
 
 	admit       Admit
 	locate      func() []*iapmeshv1.ControlNode
@@ -111,12 +115,18 @@ func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmesh
 	if err != nil {
 		return nil, err
 	}
-	// The key's id is read here for the rate limit alone; nothing is believed of it before the leader has verified the signatures.
+	// The key's id and proof are read here for the rate limit alone; nothing is believed of them before the leader has verified the signatures.
 	var body iapmeshv1.JoinBody
 	if n := len(req.Body); n == 0 || n > keyring.MaxJoinBody || proto.Unmarshal(req.Body, &body) != nil || len(body.KeyId) > maxKeyID {
 		return nil, fault.New(fault.Unauthenticated, "join: unauthenticated: the body is no request to join")
 	}
-	if !s.keys.allow(body.KeyId) {
+	bucket := body.KeyId
+	if s.proves(bucket, func(key ed25519.PublicKey) error {
+		return keyring.VerifyJoin(keyring.SignerProvisioning, key, ekm, req.Body, req.ProvisioningSignature)
+	}) {
+		bucket += " proved"
+	}
+	if !s.keys.allow(bucket) {
 		return nil, fault.New(fault.Unavailable, "join: too many attempts: wait a few seconds")
 	}
 	leave, err := s.place(ctx, "join")
@@ -148,6 +158,15 @@ func (s *Server) caller(ctx context.Context, what string) (source netip.Addr, ek
 		return source, ekm, fault.New(fault.Unavailable, "%s: too many attempts: wait a few seconds", what)
 	}
 	return source, ekm, nil
+}
+
+// proves reports whether a caller holds a key that this node knows.
+func (s *Server) proves(id string, verify func(ed25519.PublicKey) error) bool {
+	if s.KeyOf == nil {
+		return false
+	}
+	key := s.KeyOf(id)
+	return key != nil && verify(key) == nil
 }
 
 // place waits until there is room for one more call that is answered.

@@ -142,6 +142,12 @@ func (w *world) serve(cert *tls.Certificate, admit enroll.Admit, locate ...*iapm
 	if admit != nil {
 		server.Revoke = w.revoke
 	}
+	server.KeyOf = func(id string) ed25519.PublicKey {
+		if id == w.secret.ID() {
+			return w.secret.PublicKey()
+		}
+		return nil
+	}
 	w.run(port.Run) // ends last: it closes the server's listener
 	w.run(func(ctx context.Context) error { return server.Run(ctx, joins) })
 	return l.Addr().String()
