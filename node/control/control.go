@@ -65,6 +65,7 @@ type Config struct {
 
 	PromoteAfter time.Duration // how long a control candidate must have been steady; default 10 s
 	Tick         time.Duration // how often the leader looks; default 1 s
+	MaxRecalled  int           // records that one node may add by what it remembers, of one restoration and to one leader; default 100,000
 }
 
 // Controller answers requests while its node leads; on other nodes it refuses with Unavailable.
@@ -83,6 +84,7 @@ type Controller struct {
 	steady   map[string]time.Time // control candidate → since when it reports; leader's loop only
 	stopped  map[string]time.Time // session key that verifies only → since when its holder knows; leader's loop only
 	returned *recoveries          // who came back within the hour
+	recalled recalled             // how many records each node has added by what it remembers
 
 	commits        commits // what was committed lately, and under which receipt
 	metrics        *metrics
@@ -104,6 +106,9 @@ func New(cfg Config) *Controller {
 	}
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
+	}
+	if cfg.MaxRecalled == 0 {
+		cfg.MaxRecalled = 100_000
 	}
 	c := &Controller{
 		Config: cfg, Reports: NewReports(cfg.Now), writing: make(chan struct{}, 1), steady: map[string]time.Time{}, stopped: map[string]time.Time{},

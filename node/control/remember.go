@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 
@@ -34,6 +35,10 @@ func (c *Controller) Remember(ctx context.Context, req *iapmeshv1.RememberReques
 	}
 	if err := tells(&v.Keyring.Contents, body, req, ekm); err != nil { // before anything waits for a stranger
 		return nil, err
+	}
+	if c.recalled.add(body, 0) >= c.MaxRecalled {
+		c.Logger.Error("a node remembers more than one may: look what it told, and at the node", "node", body.NodeId, "records", c.MaxRecalled)
+		return nil, fault.New(fault.Exhausted, "remember: node %s has told of %d records: no more of it is taken before the confirmation", body.NodeId, c.MaxRecalled)
 	}
 	denials := state.DenialsOf(body.Denials)
 	for i := range denials {
@@ -77,6 +82,7 @@ func (c *Controller) Remember(ctx context.Context, req *iapmeshv1.RememberReques
 		return nil, err
 	}
 	if writes > 0 {
+		c.recalled.add(body, writes)
 		c.Logger.Warn("a node remembers what the restored state did not refuse", "node", body.NodeId, "records", writes, "revision", at.String())
 		c.record(ctx, audit.KindRevocation, "node/"+body.NodeId, map[string]string{"action": "snapshot.remember", "records": strconv.Itoa(writes), "revision": at.String()})
 	}
@@ -96,6 +102,28 @@ func tells(contents *keyring.Contents, body *iapmeshv1.RememberBody, req *iapmes
 		return fault.New(fault.Conflict, "remember: no restoration under epoch %d awaits an operator", body.Epoch)
 	}
 	return nil
+}
+
+// recalled counts, by node and epoch: a node that was stolen must not fill the state while the mesh waits for an operator.
+type recalled struct {
+	mu      sync.Mutex
+	records map[recaller]int // guarded by mu
+}
+
+type recaller struct {
+	node  string
+	epoch uint64
+}
+
+func (r *recalled) add(by *iapmeshv1.RememberBody, records int) (all int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.records == nil {
+		r.records = map[recaller]int{}
+	}
+	k := recaller{by.NodeId, by.Epoch}
+	r.records[k] += records
+	return r.records[k]
 }
 
 // checkRemembered bounds what a node says; a record of it lies in the state afterwards.

@@ -3,6 +3,7 @@ package control_test
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -104,6 +105,33 @@ func TestWhatNodesRememberOnlyRefusesMore(t *testing.T) {
 	w.confirm()
 	_, err = w.Remember(t.Context(), tells(t, proxy.id(), proxy.node, 2, ekm, deny...), ekm)
 	wantKind(t, "after the confirmation", err, fault.Conflict, "no restoration")
+}
+
+// A node that was stolen fills no state while the mesh waits: what it adds is bounded, and what it says again adds nothing.
+func TestWhatANodeRemembersIsBounded(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	w.MaxRecalled = 6
+	proxy, other := w.joined(w.boot, "px", "eu-west"), w.joined(w.boot, "other", "eu-west")
+	_, _, err := w.Restore(t.Context(), "admin/ana", w.signed(w.saved()))
+	must(t, err)
+	var ekm [32]byte
+	rand.Read(ekm[:])
+	say := func(by *joiner, from, to int) error {
+		var denials []keyring.Denial
+		for i := from; i < to; i++ {
+			denials = append(denials, keyring.Denial{Kind: keyring.DenySubject, Value: fmt.Sprint("dev/", i), Block: true, At: w.clock.now()})
+		}
+		return second(w.Remember(t.Context(), tells(t, by.id(), by.node, 2, ekm, denials...), ekm))
+	}
+	must(t, say(proxy, 0, 5))
+	must(t, say(proxy, 0, 5)) // it repeats itself until it is confirmed
+	must(t, say(proxy, 5, 7))
+	wantKind(t, "more than it may", say(proxy, 7, 8), fault.Exhausted, "no more of it")
+	must(t, say(other, 8, 9))
+	if k := w.view().Keyring; k.Blocked("dev/7") != nil || k.Blocked("dev/6") == nil || k.Blocked("dev/8") == nil {
+		t.Error("what was refused is written, or what was not is not")
+	}
 }
 
 // Whoever proves to be no node that may speak is refused at once, and not only when the one writer has time: strangers may ask.
