@@ -18,6 +18,7 @@ import (
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/keyring/seal"
 	"github.com/iapmesh/iapmesh/node/control"
+	"github.com/iapmesh/iapmesh/node/rotate"
 	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -56,6 +57,7 @@ type assembly struct {
 	refusals  *spool.Refusals
 	users     *users // nil on nodes that serve none
 	shipper   *collect.Shipper
+	rotator   *rotate.Rotator // nil on nodes that rotate no keys
 }
 
 // viewTrust is the local view as cluster/peer asks for it: nil while there is none.

@@ -19,6 +19,11 @@ func (a *assembly) describe() *iapmeshv1.NodeReport {
 	if a.users != nil {
 		a.users.describe(r, a.source.Load())
 	}
+	if a.rotator != nil {
+		for _, f := range a.rotator.Failing() {
+			r.FailingRotations = append(r.FailingRotations, &iapmeshv1.FailingRotation{KeyId: f.Key, Error: f.Error, Since: timestamppb.New(f.Since)})
+		}
+	}
 	return r
 }
 

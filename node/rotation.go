@@ -34,6 +34,7 @@ func (a *assembly) rotateKeys(context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.rotator = r
 	a.base = append(a.base, part{"key rotation", r.Run})
 	return nil
 }

@@ -18,7 +18,7 @@ func newStatusCommand(c *cli) *cobra.Command {
 		Use: "status", Short: "Show the mesh: its leader, its revision, and every node by region",
 		Long: `Show the mesh as its leader sees it. LAG is how many revisions a node's view is behind, AGE how old that view may be at most.
 MARK: L leads, v votes. Lines under the first one say what wants your eye: a restoration that nobody has confirmed, an authority that waits
-for nodes, a key whose scheduled rotation is overdue.`,
+for nodes, a key whose scheduled rotation is overdue, or whose rotator cannot store the successor, and why.`,
 		Example: "  iapmesh status --watch\n  iapmesh status -o json | jq '.nodes[] | select(.lag)'",
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

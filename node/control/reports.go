@@ -40,6 +40,7 @@ func NewReports(now func() time.Time) *Reports {
 // Set stores a node's report, which it may shorten.
 func (r *Reports) Set(node string, report *iapmeshv1.NodeReport) {
 	clipMinted(report)
+	clipRotations(report)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old, had := r.reports[node]

@@ -11,13 +11,17 @@
 package rotate
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,6 +74,37 @@ type Rotator struct {
 	Config
 	store   store
 	metrics *metrics
+	mu      sync.Mutex
+	failing map[string]Failure // by a job's key as it is configured; guarded by mu
+}
+
+// Failure is a key whose rotation does not succeed.
+type Failure struct {
+	Key   string // id
+	Error string
+	Since time.Time // of the first attempt that failed
+}
+
+// Failing lists them, by key.
+func (r *Rotator) Failing() []Failure {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.SortedFunc(maps.Values(r.failing), func(a, b Failure) int { return cmp.Compare(a.Key, b.Key) })
+}
+
+// note remembers how an attempt ended.
+func (r *Rotator) note(ref, key string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil || key == "" {
+		delete(r.failing, ref)
+		return
+	}
+	since := r.Now()
+	if old, ok := r.failing[ref]; ok && old.Key == key {
+		since = old.Since
+	}
+	r.failing[ref] = Failure{key, err.Error(), since}
 }
 
 // New makes a Rotator.
@@ -77,7 +112,7 @@ func New(c Config) (*Rotator, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fault.New(fault.Invalid, "rotate: %w", err)
 	}
-	r := &Rotator{Config: c, store: store{dir: c.Dir, node: c.Node, sealer: c.Sealer, write: c.WriteFile}}
+	r := &Rotator{Config: c, failing: map[string]Failure{}, store: store{dir: c.Dir, node: c.Node, sealer: c.Sealer, write: c.WriteFile}}
 	r.metrics = newMetrics(c.Registerer, r)
 	return r, nil
 }
@@ -114,6 +149,7 @@ func (j *job) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		j.r.note(j.Key, seen.id, err)
 		if err == nil {
 			failures = 0
 		} else {

@@ -84,6 +84,9 @@ func TestASinkThatFails(t *testing.T) {
 		if !strings.Contains(w.log.String(), "disk full") {
 			t.Error("the log does not say why")
 		}
+		if got := w.failing(); len(got) != 1 || got[0].Key != first.ID || got[0].Error != "sink: disk full" || time.Since(got[0].Since).Round(time.Minute) != time.Hour {
+			t.Errorf("it says of itself: %+v", got)
+		}
 		got, err := testutil.GatherAndCount(metrics, "iapmesh_key_rotation_failures_total")
 		if err != nil || got != 1 {
 			t.Errorf("failures: %d series, %v", got, err)
@@ -101,6 +104,9 @@ iapmesh_key_rotation_overdue_seconds{key="edge"} 3600
 		w.setFail("sink", nil)
 		time.Sleep(10 * time.Minute)
 		w.rotated(first)
+		if got := w.failing(); len(got) != 0 {
+			t.Errorf("it works, and says %+v", got)
+		}
 	})
 }
 

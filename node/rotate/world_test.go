@@ -29,6 +29,7 @@ const (
 
 // world is a mesh whose leader decides by the rules, without a network; its rotator is real.
 type world struct {
+	failing func() []rotate.Failure // of the rotator that was started last
 	t       *testing.T
 	dir     string
 	sealer  *seal.Sealer
@@ -219,6 +220,7 @@ func (w *world) start() (stop func()) {
 		Logger: slog.New(slog.NewTextHandler(&w.log, nil)), Registerer: registry,
 	})
 	must(w.t, err)
+	w.failing = r.Failing
 	ctx, cancel := context.WithCancel(w.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()

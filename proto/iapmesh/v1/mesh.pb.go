@@ -1265,7 +1265,8 @@ type NodeReport struct {
 	SpoolDepth           uint64                 `protobuf:"varint,7,opt,name=spool_depth,json=spoolDepth,proto3" json:"spool_depth,omitempty"` // records not yet acknowledged by an aggregator
 	OpenStreams          uint64                 `protobuf:"varint,8,opt,name=open_streams,json=openStreams,proto3" json:"open_streams,omitempty"`
 	StartedAt            *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	Minted               []*MintedSessions      `protobuf:"bytes,10,rep,name=minted,proto3" json:"minted,omitempty"` // the live sessions by minting node, those with most first; at most 100
+	Minted               []*MintedSessions      `protobuf:"bytes,10,rep,name=minted,proto3" json:"minted,omitempty"`                                             // the live sessions by minting node, those with most first; at most 100
+	FailingRotations     []*FailingRotation     `protobuf:"bytes,11,rep,name=failing_rotations,json=failingRotations,proto3" json:"failing_rotations,omitempty"` // of keys that this node rotates; at most 16
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1370,6 +1371,74 @@ func (x *NodeReport) GetMinted() []*MintedSessions {
 	return nil
 }
 
+func (x *NodeReport) GetFailingRotations() []*FailingRotation {
+	if x != nil {
+		return x.FailingRotations
+	}
+	return nil
+}
+
+// FailingRotation is a key whose rotation does not succeed; the node goes on trying.
+type FailingRotation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"` // at most 300 bytes
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"` // of the first attempt that failed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailingRotation) Reset() {
+	*x = FailingRotation{}
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailingRotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailingRotation) ProtoMessage() {}
+
+func (x *FailingRotation) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailingRotation.ProtoReflect.Descriptor instead.
+func (*FailingRotation) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *FailingRotation) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *FailingRotation) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *FailingRotation) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // ReportResponse acknowledges a report, and is the pong of a control node.
 type ReportResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1380,7 +1449,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1461,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1474,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReportResponse) GetPong() *Pong {
@@ -1424,7 +1493,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1505,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1518,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -1469,7 +1538,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1550,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1563,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RenewResponse) GetCertificate() []byte {
@@ -1522,7 +1591,7 @@ type AnnounceSigningKeyRequest struct {
 
 func (x *AnnounceSigningKeyRequest) Reset() {
 	*x = AnnounceSigningKeyRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1603,7 @@ func (x *AnnounceSigningKeyRequest) String() string {
 func (*AnnounceSigningKeyRequest) ProtoMessage() {}
 
 func (x *AnnounceSigningKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1616,7 @@ func (x *AnnounceSigningKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceSigningKeyRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceSigningKeyRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AnnounceSigningKeyRequest) GetKid() string {
@@ -1580,7 +1649,7 @@ type AnnounceSigningKeyResponse struct {
 
 func (x *AnnounceSigningKeyResponse) Reset() {
 	*x = AnnounceSigningKeyResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1661,7 @@ func (x *AnnounceSigningKeyResponse) String() string {
 func (*AnnounceSigningKeyResponse) ProtoMessage() {}
 
 func (x *AnnounceSigningKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1674,7 @@ func (x *AnnounceSigningKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceSigningKeyResponse.ProtoReflect.Descriptor instead.
 func (*AnnounceSigningKeyResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AnnounceSigningKeyResponse) GetRevision() *Revision {
@@ -1625,7 +1694,7 @@ type EndSessionRequest struct {
 
 func (x *EndSessionRequest) Reset() {
 	*x = EndSessionRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1706,7 @@ func (x *EndSessionRequest) String() string {
 func (*EndSessionRequest) ProtoMessage() {}
 
 func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[25]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1719,7 @@ func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionRequest.ProtoReflect.Descriptor instead.
 func (*EndSessionRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EndSessionRequest) GetSessionId() string {
@@ -1676,7 +1745,7 @@ type EndSessionResponse struct {
 
 func (x *EndSessionResponse) Reset() {
 	*x = EndSessionResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1757,7 @@ func (x *EndSessionResponse) String() string {
 func (*EndSessionResponse) ProtoMessage() {}
 
 func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[26]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1770,7 @@ func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionResponse.ProtoReflect.Descriptor instead.
 func (*EndSessionResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EndSessionResponse) GetRevision() *Revision {
@@ -1722,7 +1791,7 @@ type RebindRequest struct {
 
 func (x *RebindRequest) Reset() {
 	*x = RebindRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1803,7 @@ func (x *RebindRequest) String() string {
 func (*RebindRequest) ProtoMessage() {}
 
 func (x *RebindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[27]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1816,7 @@ func (x *RebindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebindRequest.ProtoReflect.Descriptor instead.
 func (*RebindRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RebindRequest) GetFromKey() string {
@@ -1780,7 +1849,7 @@ type RebindResponse struct {
 
 func (x *RebindResponse) Reset() {
 	*x = RebindResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[28]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1792,7 +1861,7 @@ func (x *RebindResponse) String() string {
 func (*RebindResponse) ProtoMessage() {}
 
 func (x *RebindResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[28]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1805,7 +1874,7 @@ func (x *RebindResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebindResponse.ProtoReflect.Descriptor instead.
 func (*RebindResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{28}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RebindResponse) GetRevision() *Revision {
@@ -1823,7 +1892,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[29]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +1904,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[29]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +1917,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{29}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{30}
 }
 
 type LeaveResponse struct {
@@ -1860,7 +1929,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[30]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +1941,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[30]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +1954,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{30}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LeaveResponse) GetRevision() *Revision {
@@ -1905,7 +1974,7 @@ type ProposeSuccessorRequest struct {
 
 func (x *ProposeSuccessorRequest) Reset() {
 	*x = ProposeSuccessorRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +1986,7 @@ func (x *ProposeSuccessorRequest) String() string {
 func (*ProposeSuccessorRequest) ProtoMessage() {}
 
 func (x *ProposeSuccessorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[31]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +1999,7 @@ func (x *ProposeSuccessorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeSuccessorRequest.ProtoReflect.Descriptor instead.
 func (*ProposeSuccessorRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{31}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProposeSuccessorRequest) GetKeyId() string {
@@ -1956,7 +2025,7 @@ type ProposeSuccessorResponse struct {
 
 func (x *ProposeSuccessorResponse) Reset() {
 	*x = ProposeSuccessorResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[32]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2037,7 @@ func (x *ProposeSuccessorResponse) String() string {
 func (*ProposeSuccessorResponse) ProtoMessage() {}
 
 func (x *ProposeSuccessorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[32]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2050,7 @@ func (x *ProposeSuccessorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeSuccessorResponse.ProtoReflect.Descriptor instead.
 func (*ProposeSuccessorResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{32}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProposeSuccessorResponse) GetRevision() *Revision {
@@ -2001,7 +2070,7 @@ type CompleteRotationRequest struct {
 
 func (x *CompleteRotationRequest) Reset() {
 	*x = CompleteRotationRequest{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[33]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2082,7 @@ func (x *CompleteRotationRequest) String() string {
 func (*CompleteRotationRequest) ProtoMessage() {}
 
 func (x *CompleteRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[33]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2095,7 @@ func (x *CompleteRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteRotationRequest.ProtoReflect.Descriptor instead.
 func (*CompleteRotationRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{33}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CompleteRotationRequest) GetKeyId() string {
@@ -2052,7 +2121,7 @@ type CompleteRotationResponse struct {
 
 func (x *CompleteRotationResponse) Reset() {
 	*x = CompleteRotationResponse{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[34]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2133,7 @@ func (x *CompleteRotationResponse) String() string {
 func (*CompleteRotationResponse) ProtoMessage() {}
 
 func (x *CompleteRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[34]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2146,7 @@ func (x *CompleteRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteRotationResponse.ProtoReflect.Descriptor instead.
 func (*CompleteRotationResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{34}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CompleteRotationResponse) GetRevision() *Revision {
@@ -2102,7 +2171,7 @@ type GossipMeta struct {
 
 func (x *GossipMeta) Reset() {
 	*x = GossipMeta{}
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[35]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2183,7 @@ func (x *GossipMeta) String() string {
 func (*GossipMeta) ProtoMessage() {}
 
 func (x *GossipMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_mesh_proto_msgTypes[35]
+	mi := &file_iapmesh_v1_mesh_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2196,7 @@ func (x *GossipMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipMeta.ProtoReflect.Descriptor instead.
 func (*GossipMeta) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{35}
+	return file_iapmesh_v1_mesh_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GossipMeta) GetNodeId() string {
@@ -2258,7 +2327,7 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x0eleader_address\x18\x06 \x01(\tR\rleaderAddress\"U\n" +
 	"\rReportRequest\x12.\n" +
 	"\x06report\x18\x01 \x01(\v2\x16.iapmesh.v1.NodeReportR\x06report\x12\x14\n" +
-	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\"\xc9\x03\n" +
+	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\"\x93\x04\n" +
 	"\n" +
 	"NodeReport\x120\n" +
 	"\brevision\x18\x01 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12\x1a\n" +
@@ -2273,7 +2342,12 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"started_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x122\n" +
 	"\x06minted\x18\n" +
-	" \x03(\v2\x1a.iapmesh.v1.MintedSessionsR\x06minted\"6\n" +
+	" \x03(\v2\x1a.iapmesh.v1.MintedSessionsR\x06minted\x12H\n" +
+	"\x11failing_rotations\x18\v \x03(\v2\x1b.iapmesh.v1.FailingRotationR\x10failingRotations\"p\n" +
+	"\x0fFailingRotation\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"6\n" +
 	"\x0eReportResponse\x12$\n" +
 	"\x04pong\x18\x01 \x01(\v2\x10.iapmesh.v1.PongR\x04pong\" \n" +
 	"\fRenewRequest\x12\x10\n" +
@@ -2353,7 +2427,7 @@ func file_iapmesh_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_iapmesh_v1_mesh_proto_rawDescData
 }
 
-var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_iapmesh_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(*StandingRequest)(nil),            // 0: iapmesh.v1.StandingRequest
 	(*StandingResponse)(nil),           // 1: iapmesh.v1.StandingResponse
@@ -2375,101 +2449,104 @@ var file_iapmesh_v1_mesh_proto_goTypes = []any{
 	(*Pong)(nil),                       // 17: iapmesh.v1.Pong
 	(*ReportRequest)(nil),              // 18: iapmesh.v1.ReportRequest
 	(*NodeReport)(nil),                 // 19: iapmesh.v1.NodeReport
-	(*ReportResponse)(nil),             // 20: iapmesh.v1.ReportResponse
-	(*RenewRequest)(nil),               // 21: iapmesh.v1.RenewRequest
-	(*RenewResponse)(nil),              // 22: iapmesh.v1.RenewResponse
-	(*AnnounceSigningKeyRequest)(nil),  // 23: iapmesh.v1.AnnounceSigningKeyRequest
-	(*AnnounceSigningKeyResponse)(nil), // 24: iapmesh.v1.AnnounceSigningKeyResponse
-	(*EndSessionRequest)(nil),          // 25: iapmesh.v1.EndSessionRequest
-	(*EndSessionResponse)(nil),         // 26: iapmesh.v1.EndSessionResponse
-	(*RebindRequest)(nil),              // 27: iapmesh.v1.RebindRequest
-	(*RebindResponse)(nil),             // 28: iapmesh.v1.RebindResponse
-	(*LeaveRequest)(nil),               // 29: iapmesh.v1.LeaveRequest
-	(*LeaveResponse)(nil),              // 30: iapmesh.v1.LeaveResponse
-	(*ProposeSuccessorRequest)(nil),    // 31: iapmesh.v1.ProposeSuccessorRequest
-	(*ProposeSuccessorResponse)(nil),   // 32: iapmesh.v1.ProposeSuccessorResponse
-	(*CompleteRotationRequest)(nil),    // 33: iapmesh.v1.CompleteRotationRequest
-	(*CompleteRotationResponse)(nil),   // 34: iapmesh.v1.CompleteRotationResponse
-	(*GossipMeta)(nil),                 // 35: iapmesh.v1.GossipMeta
-	(NodeState)(0),                     // 36: iapmesh.v1.NodeState
-	(*timestamppb.Timestamp)(nil),      // 37: google.protobuf.Timestamp
-	(Role)(0),                          // 38: iapmesh.v1.Role
-	(*Addresses)(nil),                  // 39: iapmesh.v1.Addresses
-	(*Revision)(nil),                   // 40: iapmesh.v1.Revision
-	(*MintedSessions)(nil),             // 41: iapmesh.v1.MintedSessions
-	(*RevokeByHolderRequest)(nil),      // 42: iapmesh.v1.RevokeByHolderRequest
-	(*RelayRevokeByHolderRequest)(nil), // 43: iapmesh.v1.RelayRevokeByHolderRequest
-	(*RevokeByHolderResponse)(nil),     // 44: iapmesh.v1.RevokeByHolderResponse
+	(*FailingRotation)(nil),            // 20: iapmesh.v1.FailingRotation
+	(*ReportResponse)(nil),             // 21: iapmesh.v1.ReportResponse
+	(*RenewRequest)(nil),               // 22: iapmesh.v1.RenewRequest
+	(*RenewResponse)(nil),              // 23: iapmesh.v1.RenewResponse
+	(*AnnounceSigningKeyRequest)(nil),  // 24: iapmesh.v1.AnnounceSigningKeyRequest
+	(*AnnounceSigningKeyResponse)(nil), // 25: iapmesh.v1.AnnounceSigningKeyResponse
+	(*EndSessionRequest)(nil),          // 26: iapmesh.v1.EndSessionRequest
+	(*EndSessionResponse)(nil),         // 27: iapmesh.v1.EndSessionResponse
+	(*RebindRequest)(nil),              // 28: iapmesh.v1.RebindRequest
+	(*RebindResponse)(nil),             // 29: iapmesh.v1.RebindResponse
+	(*LeaveRequest)(nil),               // 30: iapmesh.v1.LeaveRequest
+	(*LeaveResponse)(nil),              // 31: iapmesh.v1.LeaveResponse
+	(*ProposeSuccessorRequest)(nil),    // 32: iapmesh.v1.ProposeSuccessorRequest
+	(*ProposeSuccessorResponse)(nil),   // 33: iapmesh.v1.ProposeSuccessorResponse
+	(*CompleteRotationRequest)(nil),    // 34: iapmesh.v1.CompleteRotationRequest
+	(*CompleteRotationResponse)(nil),   // 35: iapmesh.v1.CompleteRotationResponse
+	(*GossipMeta)(nil),                 // 36: iapmesh.v1.GossipMeta
+	(NodeState)(0),                     // 37: iapmesh.v1.NodeState
+	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
+	(Role)(0),                          // 39: iapmesh.v1.Role
+	(*Addresses)(nil),                  // 40: iapmesh.v1.Addresses
+	(*Revision)(nil),                   // 41: iapmesh.v1.Revision
+	(*MintedSessions)(nil),             // 42: iapmesh.v1.MintedSessions
+	(*RevokeByHolderRequest)(nil),      // 43: iapmesh.v1.RevokeByHolderRequest
+	(*RelayRevokeByHolderRequest)(nil), // 44: iapmesh.v1.RelayRevokeByHolderRequest
+	(*RevokeByHolderResponse)(nil),     // 45: iapmesh.v1.RevokeByHolderResponse
 }
 var file_iapmesh_v1_mesh_proto_depIdxs = []int32{
-	36, // 0: iapmesh.v1.StandingResponse.state:type_name -> iapmesh.v1.NodeState
-	37, // 1: iapmesh.v1.StandingResponse.since:type_name -> google.protobuf.Timestamp
+	37, // 0: iapmesh.v1.StandingResponse.state:type_name -> iapmesh.v1.NodeState
+	38, // 1: iapmesh.v1.StandingResponse.since:type_name -> google.protobuf.Timestamp
 	7,  // 2: iapmesh.v1.LocateResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	38, // 3: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
-	39, // 4: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
-	40, // 5: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
+	39, // 3: iapmesh.v1.JoinBody.roles:type_name -> iapmesh.v1.Role
+	40, // 4: iapmesh.v1.JoinBody.addresses:type_name -> iapmesh.v1.Addresses
+	41, // 5: iapmesh.v1.JoinResponse.revision:type_name -> iapmesh.v1.Revision
 	7,  // 6: iapmesh.v1.JoinResponse.control_nodes:type_name -> iapmesh.v1.ControlNode
-	40, // 7: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
+	41, // 7: iapmesh.v1.ConfirmResponse.revision:type_name -> iapmesh.v1.Revision
 	5,  // 8: iapmesh.v1.RelayJoinRequest.join:type_name -> iapmesh.v1.JoinRequest
 	12, // 9: iapmesh.v1.FollowRequest.start:type_name -> iapmesh.v1.FollowStart
 	13, // 10: iapmesh.v1.FollowRequest.ping:type_name -> iapmesh.v1.Ping
-	40, // 11: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
+	41, // 11: iapmesh.v1.FollowStart.after:type_name -> iapmesh.v1.Revision
 	15, // 12: iapmesh.v1.FollowResponse.change:type_name -> iapmesh.v1.Change
 	17, // 13: iapmesh.v1.FollowResponse.pong:type_name -> iapmesh.v1.Pong
-	40, // 14: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
+	41, // 14: iapmesh.v1.Change.revision:type_name -> iapmesh.v1.Revision
 	16, // 15: iapmesh.v1.Change.entries:type_name -> iapmesh.v1.Entry
-	40, // 16: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
-	40, // 17: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
+	41, // 16: iapmesh.v1.Entry.revision:type_name -> iapmesh.v1.Revision
+	41, // 17: iapmesh.v1.Pong.revision:type_name -> iapmesh.v1.Revision
 	19, // 18: iapmesh.v1.ReportRequest.report:type_name -> iapmesh.v1.NodeReport
-	40, // 19: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
-	37, // 20: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	37, // 21: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
-	41, // 22: iapmesh.v1.NodeReport.minted:type_name -> iapmesh.v1.MintedSessions
-	17, // 23: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
-	40, // 24: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 25: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 26: iapmesh.v1.RebindResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 27: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 28: iapmesh.v1.ProposeSuccessorResponse.revision:type_name -> iapmesh.v1.Revision
-	40, // 29: iapmesh.v1.CompleteRotationResponse.revision:type_name -> iapmesh.v1.Revision
-	38, // 30: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
-	5,  // 31: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
-	2,  // 32: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
-	42, // 33: iapmesh.v1.EnrollService.RevokeByHolder:input_type -> iapmesh.v1.RevokeByHolderRequest
-	0,  // 34: iapmesh.v1.EnrollService.Standing:input_type -> iapmesh.v1.StandingRequest
-	8,  // 35: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
-	10, // 36: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
-	43, // 37: iapmesh.v1.MeshService.RelayRevokeByHolder:input_type -> iapmesh.v1.RelayRevokeByHolderRequest
-	11, // 38: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
-	18, // 39: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
-	21, // 40: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
-	23, // 41: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
-	25, // 42: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
-	27, // 43: iapmesh.v1.MeshService.Rebind:input_type -> iapmesh.v1.RebindRequest
-	29, // 44: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
-	31, // 45: iapmesh.v1.MeshService.ProposeSuccessor:input_type -> iapmesh.v1.ProposeSuccessorRequest
-	33, // 46: iapmesh.v1.MeshService.CompleteRotation:input_type -> iapmesh.v1.CompleteRotationRequest
-	6,  // 47: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
-	3,  // 48: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
-	44, // 49: iapmesh.v1.EnrollService.RevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
-	1,  // 50: iapmesh.v1.EnrollService.Standing:output_type -> iapmesh.v1.StandingResponse
-	9,  // 51: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
-	6,  // 52: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
-	44, // 53: iapmesh.v1.MeshService.RelayRevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
-	14, // 54: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
-	20, // 55: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
-	22, // 56: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
-	24, // 57: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
-	26, // 58: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
-	28, // 59: iapmesh.v1.MeshService.Rebind:output_type -> iapmesh.v1.RebindResponse
-	30, // 60: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
-	32, // 61: iapmesh.v1.MeshService.ProposeSuccessor:output_type -> iapmesh.v1.ProposeSuccessorResponse
-	34, // 62: iapmesh.v1.MeshService.CompleteRotation:output_type -> iapmesh.v1.CompleteRotationResponse
-	47, // [47:63] is the sub-list for method output_type
-	31, // [31:47] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	41, // 19: iapmesh.v1.NodeReport.revision:type_name -> iapmesh.v1.Revision
+	38, // 20: iapmesh.v1.NodeReport.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	38, // 21: iapmesh.v1.NodeReport.started_at:type_name -> google.protobuf.Timestamp
+	42, // 22: iapmesh.v1.NodeReport.minted:type_name -> iapmesh.v1.MintedSessions
+	20, // 23: iapmesh.v1.NodeReport.failing_rotations:type_name -> iapmesh.v1.FailingRotation
+	38, // 24: iapmesh.v1.FailingRotation.since:type_name -> google.protobuf.Timestamp
+	17, // 25: iapmesh.v1.ReportResponse.pong:type_name -> iapmesh.v1.Pong
+	41, // 26: iapmesh.v1.AnnounceSigningKeyResponse.revision:type_name -> iapmesh.v1.Revision
+	41, // 27: iapmesh.v1.EndSessionResponse.revision:type_name -> iapmesh.v1.Revision
+	41, // 28: iapmesh.v1.RebindResponse.revision:type_name -> iapmesh.v1.Revision
+	41, // 29: iapmesh.v1.LeaveResponse.revision:type_name -> iapmesh.v1.Revision
+	41, // 30: iapmesh.v1.ProposeSuccessorResponse.revision:type_name -> iapmesh.v1.Revision
+	41, // 31: iapmesh.v1.CompleteRotationResponse.revision:type_name -> iapmesh.v1.Revision
+	39, // 32: iapmesh.v1.GossipMeta.roles:type_name -> iapmesh.v1.Role
+	5,  // 33: iapmesh.v1.EnrollService.Join:input_type -> iapmesh.v1.JoinRequest
+	2,  // 34: iapmesh.v1.EnrollService.Locate:input_type -> iapmesh.v1.LocateRequest
+	43, // 35: iapmesh.v1.EnrollService.RevokeByHolder:input_type -> iapmesh.v1.RevokeByHolderRequest
+	0,  // 36: iapmesh.v1.EnrollService.Standing:input_type -> iapmesh.v1.StandingRequest
+	8,  // 37: iapmesh.v1.MeshService.Confirm:input_type -> iapmesh.v1.ConfirmRequest
+	10, // 38: iapmesh.v1.MeshService.RelayJoin:input_type -> iapmesh.v1.RelayJoinRequest
+	44, // 39: iapmesh.v1.MeshService.RelayRevokeByHolder:input_type -> iapmesh.v1.RelayRevokeByHolderRequest
+	11, // 40: iapmesh.v1.MeshService.Follow:input_type -> iapmesh.v1.FollowRequest
+	18, // 41: iapmesh.v1.MeshService.Report:input_type -> iapmesh.v1.ReportRequest
+	22, // 42: iapmesh.v1.MeshService.Renew:input_type -> iapmesh.v1.RenewRequest
+	24, // 43: iapmesh.v1.MeshService.AnnounceSigningKey:input_type -> iapmesh.v1.AnnounceSigningKeyRequest
+	26, // 44: iapmesh.v1.MeshService.EndSession:input_type -> iapmesh.v1.EndSessionRequest
+	28, // 45: iapmesh.v1.MeshService.Rebind:input_type -> iapmesh.v1.RebindRequest
+	30, // 46: iapmesh.v1.MeshService.Leave:input_type -> iapmesh.v1.LeaveRequest
+	32, // 47: iapmesh.v1.MeshService.ProposeSuccessor:input_type -> iapmesh.v1.ProposeSuccessorRequest
+	34, // 48: iapmesh.v1.MeshService.CompleteRotation:input_type -> iapmesh.v1.CompleteRotationRequest
+	6,  // 49: iapmesh.v1.EnrollService.Join:output_type -> iapmesh.v1.JoinResponse
+	3,  // 50: iapmesh.v1.EnrollService.Locate:output_type -> iapmesh.v1.LocateResponse
+	45, // 51: iapmesh.v1.EnrollService.RevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	1,  // 52: iapmesh.v1.EnrollService.Standing:output_type -> iapmesh.v1.StandingResponse
+	9,  // 53: iapmesh.v1.MeshService.Confirm:output_type -> iapmesh.v1.ConfirmResponse
+	6,  // 54: iapmesh.v1.MeshService.RelayJoin:output_type -> iapmesh.v1.JoinResponse
+	45, // 55: iapmesh.v1.MeshService.RelayRevokeByHolder:output_type -> iapmesh.v1.RevokeByHolderResponse
+	14, // 56: iapmesh.v1.MeshService.Follow:output_type -> iapmesh.v1.FollowResponse
+	21, // 57: iapmesh.v1.MeshService.Report:output_type -> iapmesh.v1.ReportResponse
+	23, // 58: iapmesh.v1.MeshService.Renew:output_type -> iapmesh.v1.RenewResponse
+	25, // 59: iapmesh.v1.MeshService.AnnounceSigningKey:output_type -> iapmesh.v1.AnnounceSigningKeyResponse
+	27, // 60: iapmesh.v1.MeshService.EndSession:output_type -> iapmesh.v1.EndSessionResponse
+	29, // 61: iapmesh.v1.MeshService.Rebind:output_type -> iapmesh.v1.RebindResponse
+	31, // 62: iapmesh.v1.MeshService.Leave:output_type -> iapmesh.v1.LeaveResponse
+	33, // 63: iapmesh.v1.MeshService.ProposeSuccessor:output_type -> iapmesh.v1.ProposeSuccessorResponse
+	35, // 64: iapmesh.v1.MeshService.CompleteRotation:output_type -> iapmesh.v1.CompleteRotationResponse
+	49, // [49:65] is the sub-list for method output_type
+	33, // [33:49] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_mesh_proto_init() }
@@ -2494,7 +2571,7 @@ func file_iapmesh_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_mesh_proto_rawDesc), len(file_iapmesh_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
