@@ -47,13 +47,19 @@ type Expected struct {
 	Gone   bool
 }
 
-// until is the end of what a node could write, by what is there of its trail; zero: there is none that is known. Of several words the last
-// counts: a node that was started again may have served until it heard.
+// until is the end of what a node could write, by what is there of its trail; zero: there is none that is known. A node that was started
+// again may have served until it heard once more: so its last run must hold the word, and of several words the last counts.
 func (e Expected) until(runs []Held) time.Time {
+	var last *Held
+	for i := range runs {
+		if last == nil || runs[i].Run.Started().After(last.Run.Started()) {
+			last = &runs[i]
+		}
+	}
 	var said time.Time
-	for _, h := range runs {
-		for _, d := range h.StoodDown {
-			if d.PutOut.Equal(e.PutOut) && d.Seq < h.Proved.Size && d.At.After(said) {
+	if last != nil {
+		for _, d := range last.StoodDown {
+			if d.PutOut.Equal(e.PutOut) && d.Seq < last.Proved.Size && d.At.After(said) {
 				said = d.At
 			}
 		}

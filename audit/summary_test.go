@@ -201,6 +201,10 @@ func TestWhetherATrailIsComplete(t *testing.T) {
 			said(heldRun(started(0), 10, 8*hour, seqs(0, 10, 0, 8*hour)), 9, 8*hour, 7*hour),
 			follows(said(heldRun(started(9*hour), 5, 9*hour+5, seqs(0, 3, 9*hour, 9*hour), seqs(4, 5, 9*hour+5, 9*hour+5)), 4, 9*hour+5, 7*hour), started(0), 10),
 		}, whole, "records 3-4", 10 * hour},
+		"ran again, and says nothing": {putOut, []audit.Held{
+			said(heldRun(started(0), 10, 8*hour, seqs(0, 10, 0, 8*hour)), 9, 8*hour, 7*hour),
+			follows(heldRun(started(9*hour), 5, 9*hour+5, seqs(0, 5, 9*hour, 9*hour+5)), started(0), 10),
+		}, whole, "after 32405", 9*hour + 5},
 		"removed, comes back, says so": {gone, []audit.Held{said(heldRun(started(0), 10, 9*hour, seqs(0, 8, 0, 8*hour), seqs(9, 10, 9*hour, 9*hour)), 9, 9*hour, 7*hour)}, whole, "records 8-9", 10 * hour},
 		"a hole in the span":           {expectedNode, []audit.Held{heldRun(started(0), 30, 10*hour, seqs(0, 10, 0, 6*hour), seqs(20, 30, 7*hour, 9*hour))}, whole, "records 10-20", 10 * hour},
 		"a hole before the span":       {expectedNode, []audit.Held{heldRun(started(0), 30, 10*hour, seqs(0, 10, 0, hour), seqs(20, 30, 2*hour, 9*hour))}, whole, "", 10 * hour},

@@ -14,8 +14,17 @@ const (
 	DepartAfter      = 7 * 24 * time.Hour // lapsed → departed
 )
 
-// ReasonSilent is why a node has lapsed, or departed, of which nothing is known but that nobody has heard it.
-const ReasonSilent = "silent"
+// Why a node departs of which nobody has said that it was stopped.
+const (
+	ReasonSilent      = "silent" // for a week; also why it lapses before
+	ReasonUnconfirmed = "never confirmed"
+	ReasonLeftBehind  = "its log is of before the restoration: it joins anew"
+)
+
+// DepartedUnheard reports whether a node has departed without anybody's word that it was stopped: it may serve somewhere, by an old view.
+func (n *Node) DepartedUnheard() bool {
+	return n.State == NodeDeparted && (n.Reason == ReasonSilent || n.Reason == ReasonUnconfirmed || n.Reason == ReasonLeftBehind)
+}
 
 func (n Node) to(s NodeState, reason string, now time.Time) Node {
 	n.State, n.Reason, n.StateSince = s, reason, now
@@ -60,10 +69,10 @@ func RecoverNode(n Node, now time.Time) (Node, error) {
 }
 
 // DepartNode makes a node depart: it leaves, or an operator says so. A quarantined one cannot leave, because what a departed node
-// has signed still counts. Of one that departed because it was silent somebody may say later that it is no more.
+// has signed still counts. Of one that departed without a word somebody may say later that it is no more.
 func DepartNode(n Node, reason string, now time.Time) (Node, error) {
 	switch {
-	case n.State == NodeDeparted && n.Reason == ReasonSilent && reason != "":
+	case n.DepartedUnheard() && reason != "":
 		return n.toFor(NodeDeparted, reason, n.StateSince)
 	case n.State == NodeDeparted:
 		return n, nil
@@ -106,7 +115,7 @@ func SweepNode(n Node, silentSince, now time.Time) (after Node, changed, returnU
 	silent := now.Sub(silentSince)
 	switch {
 	case n.State == NodeEnrolled && now.Sub(n.EnrolledAt) >= UnconfirmedAfter:
-		return n.to(NodeDeparted, "never confirmed", now), true, true
+		return n.to(NodeDeparted, ReasonUnconfirmed, now), true, true
 	case silentSince.IsZero():
 		return n, false, false
 	case n.State == NodeActive && silent >= LapseAfter:

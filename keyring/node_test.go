@@ -16,6 +16,11 @@ var allNodeStates = []keyring.NodeState{
 // What is not in an operation's row is a Conflict; what stays as it is keeps its time.
 func TestSomebodyMaySayThatASilentNodeIsNoMore(t *testing.T) {
 	t.Parallel()
+	for reason, unheard := range map[string]bool{keyring.ReasonSilent: true, keyring.ReasonUnconfirmed: true, keyring.ReasonLeftBehind: true, "left": false, "scrapped": false} {
+		if n := (keyring.Node{State: keyring.NodeDeparted, Reason: reason}); n.DepartedUnheard() != unheard {
+			t.Errorf("departed, %s: unheard is %t", reason, !unheard)
+		}
+	}
 	silent := keyring.Node{ID: "n-1", State: keyring.NodeDeparted, Reason: keyring.ReasonSilent, StateSince: now}
 	got, err := keyring.DepartNode(silent, "scrapped", now.Add(time.Hour))
 	if err != nil || got.State != keyring.NodeDeparted || got.Reason != "scrapped" || !got.StateSince.Equal(now) {

@@ -191,7 +191,7 @@ func (m *merger) nodes() {
 		kept := slices.Contains(m.Restoration.Kept, id)
 		switch {
 		case m.ControlDeparts && !kept && n.HasRole(RoleControl) && (n.Trusted() || n.State == NodeQuarantined):
-			n = n.to(NodeDeparted, "its log is of before the restoration: it joins anew", m.Now)
+			n = n.to(NodeDeparted, ReasonLeftBehind, m.Now)
 		case n.Trusted() && !kept && !m.DenyOnly:
 			if s != nil {
 				m.out.List.Nodes = append(m.out.List.Nodes, HeldNode{ID: id, State: n.State})

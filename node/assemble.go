@@ -156,7 +156,11 @@ func (a *assembly) report(context.Context) error {
 	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now}
 	rebinder := &rebinder{key: a.id.nodeKey(), nodeID: a.id.public.NodeID, link: a.link, source: a.source, logger: a.logger}
 	standing := &standing{
-		nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: reporter.heard, record: a.trail.Record, handIn: a.handIn, logger: a.logger,
+		nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: reporter.heard, record: a.trail.Record, handIn: a.handIn,
+		file: filepath.Join(a.config.DataDir, standingFile), logger: a.logger,
+	}
+	if err := standing.recall(); err != nil {
+		return err
 	}
 	if a.store != nil { // other nodes tell it as soon as they hear of a restoration, and come back
 		standing.last = (&introductions{assembly: a}).testify

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"path/filepath"
-	"sync"
 
 	"google.golang.org/grpc"
 
@@ -27,8 +26,7 @@ func (a *assembly) collect(admins *grpc.Server) error {
 	}
 	aggregator, err := collect.Open(collect.Config{
 		Dir: filepath.Join(a.config.DataDir, collectDir), Mesh: a.id.public.MeshID, Node: a.id.public.NodeID, Signer: audit.SignWith(a.id.nodeKey()),
-		Peer: callerNode, NodeKey: a.nodeKeyOf, Admit: (&remainders{trusted: a.trusts, taken: map[string]int{}}).admit,
-		Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
+		Peer: callerNode, NodeKey: a.nodeKeyOf, Trusted: a.trusts, Logger: a.logger, Registerer: a.registry, Now: a.env.Now,
 	})
 	if err != nil {
 		return err
@@ -51,31 +49,6 @@ func (a *assembly) handIn(ctx context.Context) error {
 		return nil
 	}
 	return a.shipper.Drain(ctx)
-}
-
-// remainders bounds what a node may hand in after it was put out: what it did before it heard of that is wanted, and no more than its
-// spool can hold. Without a bound, whoever stole a node could fill the aggregator's disk for ever.
-type remainders struct {
-	trusted func(node string) bool
-	mu      sync.Mutex
-	taken   map[string]int // bytes, of nodes that are not trusted; guarded by mu
-}
-
-const maxRemainder = 1 << 30 // bytes; a spool's default
-
-func (r *remainders) admit(node string, bytes int) error {
-	trusted := r.trusted(node)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if trusted {
-		delete(r.taken, node)
-		return nil
-	}
-	if r.taken[node]+bytes > maxRemainder {
-		return fault.New(fault.Exhausted, "node %s was put out, and has handed in %d bytes since: no more is taken", node, r.taken[node])
-	}
-	r.taken[node] += bytes
-	return nil
 }
 
 func (a *assembly) trusts(node string) bool {

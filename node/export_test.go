@@ -24,14 +24,3 @@ func RotationLeader(ctx context.Context, dataDir string) (interface {
 	nobody := func() (id, address string) { return "", "" }
 	return rotationLeader{&link{dialer: dialer, source: new(state.Source), known: id.public.ControlNodes, hint: nobody, logger: slog.New(slog.DiscardHandler)}}, nil
 }
-
-// NewRemainders bounds what nodes that are not trusted may hand in.
-func NewRemainders(trusted func(node string) bool) (admit func(node string, bytes int) error) {
-	return (&remainders{trusted: trusted, taken: map[string]int{}}).admit
-}
-
-// MaxRemainder is that bound, in bytes.
-const MaxRemainder = maxRemainder
-
-// Strictest is what counts of what control nodes say of a node.
-var Strictest = strictest

@@ -33,6 +33,8 @@ const (
 	collectDir  = "audit"
 	sessionsDir = "session-keys"
 	rotateDir   = "rotate"
+
+	standingFile = "standing.json"
 )
 
 // Env is what a node takes from outside its configuration. The zero value is the real world.
@@ -120,7 +122,8 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 // runStages runs all parts and ends them stage by stage, the last first: what serves, then what it stands on, so that the last records
-// still reach the aggregator, or at least the disk, then the mesh port, so that a leader can still hand over. A part that ends takes everything with it.
+// still reach the aggregator, or at least the disk, then the mesh port, so that a leader can still hand over. A part that ends takes
+// everything with it.
 func runStages(ctx context.Context, stages ...[]part) error {
 	type running struct {
 		group *errgroup.Group

@@ -129,6 +129,17 @@ func TestANodeThatWasQuarantinedWhileItWasCutOffServesNobodyOnceItIsBack(t *test
 	case <-time.After(nodetest.Patience):
 		t.Error("what was open there goes on")
 	}
+	mesh.Cut("edge") // it is started again where it can ask nobody
+	edge.Stop()
+	edge.Start()
+	mesh.Eventually("it answers, and serves nobody", func() bool {
+		resp, err := ana.Try(edge, nodetest.EchoHost, "/whoami")
+		if err == nil && resp.StatusCode == http.StatusOK {
+			t.Fatal("it serves what it was told not to")
+		}
+		return err == nil && resp.StatusCode == http.StatusMisdirectedRequest
+	})
+	mesh.Heal("edge")
 	edge.Release()
 	edge.AwaitReady()
 	edge.Serves(ana, http.StatusOK)
@@ -179,6 +190,18 @@ func TestANodeThatIsPutOutHandsInItsTrail(t *testing.T) {
 	var turnedAway *node.TurnedAwayError
 	if err := revoked.Ends(); !errors.As(err, &turnedAway) || turnedAway.State != keyring.NodeRevoked {
 		t.Errorf("it ended by %v", err)
+	}
+	revoked.Stop()
+	mesh.Cut("revoked")
+	revoked.Start() // it has no need to ask again
+	mesh.Eventually("it ends again", func() bool {
+		if resp, err := ana.Try(revoked, nodetest.EchoHost, "/whoami"); err == nil && resp.StatusCode == http.StatusOK {
+			t.Fatal("it serves again")
+		}
+		return !revoked.Running()
+	})
+	if err := revoked.Ends(); !errors.As(err, &turnedAway) {
+		t.Errorf("it ended again by %v", err)
 	}
 }
 

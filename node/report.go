@@ -30,12 +30,15 @@ type reporter struct {
 	dataDir   string
 	now       func() time.Time
 
-	answered atomic.Int64 // when the leader last answered, in Unix nanoseconds
+	answered atomic.Pointer[time.Time] // when the leader last answered; nil: never
 }
 
-// heard reports whether a leader has answered lately.
-func (r *reporter) heard() bool {
-	return time.Since(time.Unix(0, r.answered.Load())) < standingEvery
+// heard is when a leader answered last.
+func (r *reporter) heard() time.Time {
+	if at := r.answered.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
 }
 
 const (
@@ -84,7 +87,8 @@ func (r *reporter) stream(ctx context.Context, c iapmeshv1.MeshServiceClient, o 
 		if err != nil {
 			return err
 		}
-		r.answered.Store(time.Now().UnixNano())
+		at := time.Now()
+		r.answered.Store(&at)
 		if pong := resp.GetPong(); r.measure && !pong.GetStale() {
 			r.freshness.Answered(asked, state.RevisionOf(pong.GetRevision()), time.Duration(pong.GetAgeMs())*time.Millisecond)
 		}

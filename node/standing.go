@@ -2,10 +2,14 @@ package node
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
-	"sync"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
@@ -50,18 +54,22 @@ func turnedAway(id string, s keyring.NodeState, reason string, since time.Time) 
 }
 
 // standing ends a node that the mesh has turned away for good: by the node's own view, or, where it was away when that happened, by
-// what a control node says. One that was quarantined while it was away serves nobody from that word on, as if it had read it.
+// what a control node says. One that was quarantined while it was away serves nobody from that word on, as if it had read it, nor when it
+// is started again: the word is kept until it follows, or a leader trusts it.
 type standing struct {
 	nodeID string
 	source *state.Source
 	ask    func(context.Context) (state.Standing, error) // control nodes
-	heard  func() bool                                   // the leader has answered lately
+	heard  func() time.Time                              // when the leader answered last
 	last   func(context.Context)                         // before it ends on others' word: its view may know what they do not; nil: nothing
 	record func(context.Context, *audit.Record) error
 	handIn func(context.Context) error // the trail, to an aggregator
+	file   string                      // where the word is kept
 	logger *slog.Logger
 
-	stoodDown time.Time // the newest standing by which it has said that it serves nobody
+	told      time.Time // when it was told that it was put out; zero: it was not
+	kept      state.Standing
+	stoodDown time.Time // the newest standing by which it has said in its trail that it serves nobody
 }
 
 // findNode is a node's record, whatever its state, for a control node to tell that node of.
@@ -74,44 +82,33 @@ func (a *assembly) findNode(id string) *iapmeshv1.Node {
 	return nil
 }
 
-// askStanding asks all control nodes that are known. Each is verified as the server of any other call is, by a view that may be old: so one
-// may be behind, and one may be revoked. That this node was put out is believed to any of them, that it was not only if none says so.
+// askStanding asks all control nodes that are known, until one says that this node was put out: that is believed to any of them. Each is
+// verified as the server of any other call is, by a view that may be old, so that another may be behind, or lie.
 func (a *assembly) askStanding(ctx context.Context) (state.Standing, error) {
-	var mu sync.Mutex
-	var said []state.Standing
-	failed := error(fault.New(fault.Unavailable, "no control node is known"))
-	var asking sync.WaitGroup
-	for _, target := range a.link.candidates() {
-		if target.NodeID == a.id.public.NodeID {
-			continue
-		}
-		asking.Go(func() {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		said state.Standing
+		err  error
+	}
+	targets := slices.DeleteFunc(a.link.candidates(), func(c controlNode) bool { return c.NodeID == a.id.public.NodeID })
+	answers := make(chan answer, len(targets))
+	for _, target := range targets {
+		go func() {
 			resp, err := a.askStandingOf(ctx, target)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				failed = err
-				return
-			}
-			said = append(said, state.Standing{Node: a.id.public.NodeID, State: state.NodeStateOf(resp.State), Reason: resp.Reason, Since: state.Time(resp.Since)})
-		})
+			answers <- answer{state.Standing{Node: a.id.public.NodeID, State: state.NodeStateOf(resp.GetState()), Reason: resp.GetReason(), Since: state.Time(resp.GetSince())}, err}
+		}()
 	}
-	asking.Wait()
-	if len(said) == 0 {
-		return state.Standing{}, failed
-	}
-	return strictest(said), nil
-}
-
-// strictest is what counts of what was said: that the node was put out, before that it was not; and then the latest.
-func strictest(said []state.Standing) state.Standing {
-	best := said[0]
-	for _, st := range said[1:] {
-		if st.PutOut() && !best.PutOut() || st.PutOut() == best.PutOut() && st.Since.After(best.Since) {
-			best = st
+	out := answer{err: fault.New(fault.Unavailable, "no control node is known")}
+	for range targets {
+		switch got := <-answers; {
+		case got.err == nil && got.said.PutOut():
+			return got.said, nil
+		case got.err == nil || out.err != nil:
+			out = got
 		}
 	}
-	return best
+	return out.said, out.err
 }
 
 func (a *assembly) askStandingOf(ctx context.Context, target controlNode) (*iapmeshv1.StandingResponse, error) {
@@ -125,9 +122,10 @@ func (a *assembly) askStandingOf(ctx context.Context, target controlNode) (*iapm
 	return enroll.Standing(ctx, conn, a.id.public.NodeID, a.id.nodeKey())
 }
 
-// A node that no leader answers asks what became of it: again and again while it reaches nobody, and ever less often once it was told,
-// since the mesh may only lack a leader, and quarantine takes its time.
+// A node that no leader answers asks what became of it: soon, again and again while it reaches nobody, and ever less often once it was
+// answered, since the mesh may only lack a leader, and quarantine takes its time.
 const (
+	standingFirst    = time.Second // a leader has answered by then, as a rule
 	standingEvery    = 5 * time.Second
 	maxStandingEvery = time.Minute
 )
@@ -135,7 +133,7 @@ const (
 // Run returns why the node has to end, or nil once ctx has.
 func (s *standing) Run(ctx context.Context) error {
 	pause := standingEvery
-	timer := time.NewTimer(pause)
+	timer := time.NewTimer(standingFirst)
 	defer timer.Stop()
 	for {
 		changed := s.source.Changed()
@@ -152,21 +150,86 @@ func (s *standing) Run(ctx context.Context) error {
 			continue
 		case <-timer.C:
 		}
-		if s.heard() {
+		switch heard := s.heard(); {
+		case time.Since(heard) < standingEvery && (s.told.IsZero() || heard.After(s.told)):
+			s.forget()
 			pause = standingEvery
-		} else if st, err := s.ask(ctx); err == nil {
-			if st.State == keyring.NodeDeparted && s.last != nil {
-				s.last(ctx)
-			}
-			s.source.Tell(st) // the next turn finds it in the view
-			if n := s.own(); n == nil || n.Trusted() {
-				if err := turnedAway(st.Node, st.State, st.Reason, st.Since); err != nil {
+		default:
+			if st, err := s.ask(ctx); err == nil {
+				if err := s.hear(ctx, st); err != nil {
 					return err
 				}
+				pause = min(2*pause, maxStandingEvery)
 			}
-			pause = min(2*pause, maxStandingEvery)
 		}
 		timer.Reset(pause/2 + rand.N(pause/2)) //nolint:gosec // spreads load, keeps no secret
+	}
+}
+
+// hear takes what a control node says, and returns why the node has to end.
+func (s *standing) hear(ctx context.Context, st state.Standing) error {
+	if !st.PutOut() {
+		return nil
+	}
+	if st.State == keyring.NodeDeparted && s.last != nil {
+		s.last(ctx)
+	}
+	if s.told.IsZero() {
+		s.told = time.Now()
+	}
+	s.source.Tell(st)
+	if err := s.keep(st); err != nil {
+		s.logger.Warn("what this node was told of itself is not kept", "error", err)
+	}
+	if n := s.own(); n != nil && !n.Trusted() {
+		s.standDown(ctx, n)
+	}
+	return turnedAway(st.Node, st.State, st.Reason, st.Since)
+}
+
+// keep writes what was told to disk.
+func (s *standing) keep(st state.Standing) error {
+	if st == s.kept {
+		return nil
+	}
+	data, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(s.file, data); err != nil {
+		return err
+	}
+	s.kept = st
+	return nil
+}
+
+// recall tells the source what was kept, before it publishes any view.
+func (s *standing) recall() error {
+	data, err := os.ReadFile(s.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fault.New(fault.Invalid, "what this node was told of itself: %w", err)
+	}
+	var st state.Standing
+	if err := json.Unmarshal(data, &st); err != nil || st.Node != s.nodeID {
+		return fault.New(fault.Invalid, "%s is damaged: it says that the mesh has put this node out; if it has not, delete it", s.file)
+	}
+	s.told = time.Now()
+	s.source.Tell(st)
+	return nil
+}
+
+// forget drops what was told: a leader trusts this node.
+func (s *standing) forget() {
+	if s.told.IsZero() {
+		return
+	}
+	s.told, s.kept = time.Time{}, state.Standing{}
+	s.source.Untell()
+	if err := os.Remove(s.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.logger.Warn("what this node was told of itself is kept, and holds no more", "error", err)
 	}
 }
 
@@ -180,7 +243,7 @@ func (s *standing) own() *keyring.Node {
 }
 
 // handInWithin bounds how long a node that is turned away for good goes on for its trail.
-const handInWithin = 10 * time.Second
+const handInWithin = 15 * time.Second
 
 // standDown says in this node's trail that it has stopped to serve, and why: what it decided until then by an older view, when it had not
 // heard, lies before. Nobody asks a node that was turned away for good again, so that this is handed in at once.
@@ -188,12 +251,14 @@ func (s *standing) standDown(ctx context.Context, n *keyring.Node) {
 	if n.StateSince.Equal(s.stoodDown) {
 		return
 	}
-	s.stoodDown = n.StateSince
 	err := s.record(ctx, audit.NewStandDown(string(n.State), n.Reason, n.StateSince))
-	if err == nil && turnedAway(n.ID, n.State, n.Reason, n.StateSince) != nil {
-		ctx, cancel := context.WithTimeout(ctx, handInWithin)
-		defer cancel()
-		err = s.handIn(ctx)
+	if err == nil {
+		s.stoodDown = n.StateSince
+		if turnedAway(n.ID, n.State, n.Reason, n.StateSince) != nil {
+			ctx, cancel := context.WithTimeout(ctx, handInWithin)
+			defer cancel()
+			err = s.handIn(ctx)
+		}
 	}
 	if err != nil {
 		s.logger.Warn("the mesh is not told what this node decided last: start it again to hand that in", "state", n.State, "error", err)

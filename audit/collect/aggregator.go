@@ -28,9 +28,10 @@ type Aggregator struct {
 	metrics *metrics
 	lock    *os.File
 
-	mu      sync.Mutex
-	runs    map[runKey]*runLog
-	changed chan struct{} // closed and replaced when records were stored
+	mu         sync.Mutex
+	runs       map[runKey]*runLog
+	changed    chan struct{} // closed and replaced when records were stored
+	remainders remainders
 }
 
 type runKey struct {

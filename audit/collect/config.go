@@ -24,8 +24,8 @@ type Config struct {
 	Peer func(ctx context.Context) (node string, err error)
 	// NodeKey returns a node's public key, also of a node that has left.
 	NodeKey func(node string) (ed25519.PublicKey, error)
-	// Admit is asked before so many bytes of a node's frames are taken; nil: all are.
-	Admit func(node string, bytes int) error
+	// Trusted reports whether a node may write what it likes; of others little is taken (remainder.go). nil: all may.
+	Trusted func(node string) bool
 
 	SegmentBytes int64 // a file is ended once it is longer; 64 MiB if zero
 	MaxPending   int   // bytes of a run that may wait for a checkpoint; 256 MiB if zero

@@ -104,10 +104,8 @@ func (a *Aggregator) take(node string, req *iapmeshv1.ShipRequest) (*iapmeshv1.S
 	if err != nil {
 		return nil, err
 	}
-	if a.cfg.Admit != nil {
-		if err := a.cfg.Admit(node, len(shown)); err != nil {
-			return nil, err
-		}
+	if err := a.admit(node, run, req.GetFrames().GetFrames()); err != nil {
+		return nil, err
 	}
 	l, err := a.log(node, run)
 	if err != nil {

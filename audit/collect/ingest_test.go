@@ -87,30 +87,57 @@ func say(a *collect.Aggregator, node string, in ...*iapmeshv1.ShipRequest) (*iap
 	return c.out[0].GetWelcome(), c.out[1:], err
 }
 
-func TestTheAggregatorTakesNoMoreThanIsAdmitted(t *testing.T) {
+// Of a node that was put out only so much is taken: in bytes, in runs, and in what no checkpoint proves.
+func TestTheAggregatorTakesLittleOfANodeThatWasPutOut(t *testing.T) {
 	t.Parallel()
-	left := 0
-	a, err := collect.Open(collect.Config{
-		Dir: t.TempDir(), Mesh: "m", Node: "agg", Signer: audit.SignWith(key("agg")), NodeKey: public, Peer: func(context.Context) (string, error) { return "n1", nil },
-		Admit: func(node string, bytes int) error {
-			if left -= bytes; left < 0 {
-				return fault.New(fault.Exhausted, "%s has had its share", node)
-			}
-			return nil
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
+	trusted := false
+	open := func() *collect.Aggregator {
+		a, err := collect.Open(collect.Config{
+			Dir: t.TempDir(), Mesh: "m", Node: "agg", Signer: audit.SignWith(key("agg")), NodeKey: public, Trusted: func(string) bool { return trusted },
+			Peer: func(ctx context.Context) (string, error) { return "n1", nil },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { a.Close() })
+		return a
 	}
-	defer a.Close()
+	a := open()
 	h := newHistory("n1", `{"kind":"run"}`, `{"kind":"decision"}`)
-	signed := h.note(t, "n1")
-	left = len(h.frames) + len(signed.GetCheckpoint().GetNote())
-	if _, out, err := say(a, "n1", h.framesMessage(), signed); fault.Is(err, fault.Exhausted) || len(out) != 1 || out[0].GetAck().GetNextSeq() != 2 {
-		t.Errorf("what is admitted: %v, %v", out, err)
+	if _, out, err := say(a, "n1", h.framesMessage(), h.note(t, "n1")); fault.Is(err, fault.Exhausted) || len(out) != 1 || out[0].GetAck().GetNextSeq() != 2 {
+		t.Fatalf("its remainder: %v, %v", out, err)
 	}
-	if _, _, err := say(a, "n1", signed); !fault.Is(err, fault.Exhausted) {
-		t.Errorf("what is not: %v", err)
+	begin := func(n int) (err error) { // so many runs, of no bytes at all
+		for i := 0; err == nil && i < n; i++ {
+			none := &iapmeshv1.ShipRequest{Message: &iapmeshv1.ShipRequest_Frames{Frames: &iapmeshv1.ShipFrames{Run: audit.Run(uint64(run) + uint64(i) + 1).String()}}}
+			if _, _, err = say(a, "n1", none); !fault.Is(err, fault.Exhausted) {
+				err = nil // the conversation is over
+			}
+		}
+		return err
+	}
+	if err := begin(100); !fault.Is(err, fault.Exhausted) {
+		t.Errorf("a hundred runs: %v", err)
+	}
+	if _, _, err := say(a, "n1", h.note(t, "n1")); fault.Is(err, fault.Exhausted) {
+		t.Errorf("a run that is known: %v", err)
+	}
+	trusted = true
+	if err := begin(100); err != nil {
+		t.Errorf("it was released: %v", err)
+	}
+	trusted = false
+	fat := newHistory("n1")
+	for range 100 {
+		fat.frames = audit.AppendFrame(fat.frames, audit.Frame{Run: run, Seq: fat.tree.Size(), Body: make([]byte, 60<<10)})
+		fat.tree.Append(audit.LeafHash(make([]byte, 60<<10)))
+	}
+	a = open()
+	if _, _, err := say(a, "n1", fat.framesMessage()); fault.Is(err, fault.Exhausted) {
+		t.Errorf("six megabytes: %v", err)
+	}
+	if _, _, err := say(a, "n1", fat.framesMessage()); !fault.Is(err, fault.Exhausted) {
+		t.Errorf("twelve without a checkpoint: %v", err)
 	}
 }
 

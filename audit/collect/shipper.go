@@ -90,7 +90,7 @@ func (s *Shipper) Run(ended context.Context) error {
 	return nil
 }
 
-// Drain hurries, and waits until an aggregator has acknowledged every record that was durable; ctx's error if that ends before.
+// Drain hurries, and waits until an aggregator has acknowledged every record that was appended before; ctx's error if that ends first.
 func (s *Shipper) Drain(ctx context.Context) error {
 	select {
 	case s.hurry <- struct{}{}:
@@ -101,7 +101,10 @@ func (s *Shipper) Drain(ctx context.Context) error {
 
 // drain waits for as long as there is hope.
 func (s *Shipper) drain(ctx context.Context, hope func() bool) error {
-	s.cfg.Spool.Hasten()
+	select {
+	case <-s.cfg.Spool.Hasten():
+	case <-ctx.Done():
+	}
 	for {
 		s.mu.Lock()
 		moved := s.moved

@@ -46,16 +46,29 @@ func (s *Spool) commitLoop(ctx context.Context) error {
 	}
 }
 
-// Hasten has all that was appended covered by a checkpoint now, and not only at the end of the second.
-func (s *Spool) Hasten() { signal(s.due) }
+// Hasten has all that was appended so far committed and covered by a checkpoint now, and not only at the end of the second. The channel
+// closes when that was done, or could not be.
+func (s *Spool) Hasten() <-chan struct{} {
+	done := make(chan struct{})
+	s.mu.Lock()
+	s.hastening = append(s.hastening, done)
+	s.mu.Unlock()
+	signal(s.due)
+	return done
+}
 
 // prove commits what is left and signs a checkpoint over it.
 func (s *Spool) prove() {
 	s.mu.Lock()
 	s.flushGaps()
+	waiting := s.hastening
+	s.hastening = nil
 	s.mu.Unlock()
 	if s.commitAll() == nil {
 		s.checkpoint()
+	}
+	for _, done := range waiting {
+		close(done)
 	}
 }
 

@@ -53,6 +53,7 @@ type Spool struct {
 	acks       map[audit.Run]ack
 	roots      map[position]audit.Hash // of checkpoints handed out and not acknowledged
 	gaps       map[gapKey]*audit.Span
+	hastening  []chan struct{} // closed after the next checkpoint
 }
 
 // work is what the next commit writes: chunks for one or more segments.

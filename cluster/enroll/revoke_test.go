@@ -149,6 +149,8 @@ func TestWhoHoldsAKeyDoesNotWaitForWhoNamesIt(t *testing.T) {
 	must(t, err)
 	named, err := proto.Marshal(&iapmeshv1.JoinBody{Version: 1, KeyId: w.secret.ID()})
 	must(t, err)
+	alike, err := proto.Marshal(&iapmeshv1.JoinBody{Version: 1, KeyId: w.secret.ID() + " proved"})
+	must(t, err)
 	// The key's own limit: each address is far below its own.
 	flood := func(what string, call func(iapmeshv1.EnrollServiceClient) error) {
 		for source := 2; source < 250; source++ {
@@ -173,6 +175,10 @@ func TestWhoHoldsAKeyDoesNotWaitForWhoNamesIt(t *testing.T) {
 	}
 	flood("joins", func(c iapmeshv1.EnrollServiceClient) error {
 		_, err := c.Join(soon(t), &iapmeshv1.JoinRequest{Body: named})
+		return err
+	})
+	flood("joins by another name", func(c iapmeshv1.EnrollServiceClient) error {
+		_, err := c.Join(soon(t), &iapmeshv1.JoinRequest{Body: alike})
 		return err
 	})
 	if _, err := holder.client.Join(soon(t), w.signed(w.request(addr), holder.Conn)); err != nil {

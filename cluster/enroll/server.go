@@ -51,7 +51,8 @@ type Server struct {
 	slots       chan struct{}
 	sources     limiter
 	keys        limiter
-	holders     limiter // apart from keys: a flood of joins that name a key must not keep its holder from revoking it
+	proved      limiter // of joins by who holds the key: apart, because a flood of joins that only name it must not keep them out
+	holders     limiter // apart from keys for the same reason
 	attempts    *prometheus.CounterVec
 	revocations *prometheus.CounterVec
 
@@ -63,7 +64,7 @@ func NewServer(admit Admit, locate func() []*iapmeshv1.ControlNode, logger *slog
 	s := &Server{
 		admit: admit, locate: locate, logger: logger, slots: make(chan struct{}, maxInFlight),
 		sources: limiter{limit: perSource, burst: sourceBurst}, keys: limiter{limit: perKey, burst: keyBurst},
-		holders:  limiter{limit: perKey, burst: keyBurst},
+		proved: limiter{limit: perKey, burst: keyBurst}, holders: limiter{limit: perKey, burst: keyBurst},
 		attempts: newAttempts(), revocations: newRevocations(),
 	}
 	if registerer != nil {
@@ -120,13 +121,13 @@ func (s *Server) join(ctx context.Context, req *iapmeshv1.JoinRequest) (*iapmesh
 	if n := len(req.Body); n == 0 || n > keyring.MaxJoinBody || proto.Unmarshal(req.Body, &body) != nil || len(body.KeyId) > maxKeyID {
 		return nil, fault.New(fault.Unauthenticated, "join: unauthenticated: the body is no request to join")
 	}
-	bucket := body.KeyId
-	if s.proves(bucket, func(key ed25519.PublicKey) error {
+	rates := &s.keys
+	if s.proves(body.KeyId, func(key ed25519.PublicKey) error {
 		return keyring.VerifyJoin(keyring.SignerProvisioning, key, ekm, req.Body, req.ProvisioningSignature)
 	}) {
-		bucket += " proved"
+		rates = &s.proved
 	}
-	if !s.keys.allow(bucket) {
+	if !rates.allow(body.KeyId) {
 		return nil, fault.New(fault.Unavailable, "join: too many attempts: wait a few seconds")
 	}
 	leave, err := s.place(ctx, "join")

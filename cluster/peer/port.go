@@ -31,7 +31,7 @@ type Config struct {
 	MaxHandshakesPerSource int           // in flight, from one address: 64
 	MaxConns               int           // of trusted peers: 8192
 	MaxConnsPerSource      int           // of trusted peers at one address: 1024
-	MaxAnonymous           int           // of Nobody protocols, and of nodes that were put out: 256
+	MaxAnonymous           int           // of Nobody protocols; as many again of nodes that were put out: 256
 	MaxAnonymousPerSource  int           // the same, from one address: 64
 	AnonymousLifetime      time.Duration // then the connection ends: 1 min
 
@@ -73,6 +73,7 @@ type Port struct {
 	metrics   *metrics
 	handshake gate
 	anonymous gate
+	putOut    gate // nodes that were put out, apart from those who have proved nothing
 	tracker   tracker
 
 	mu        sync.Mutex
@@ -108,6 +109,7 @@ func NewPort(c Config) (*Port, error) {
 		metrics:   m,
 		handshake: gate{max: c.MaxHandshakes, perSource: c.MaxHandshakesPerSource},
 		anonymous: gate{max: c.MaxAnonymous, perSource: c.MaxAnonymousPerSource},
+		putOut:    gate{max: c.MaxAnonymous, perSource: c.MaxAnonymousPerSource},
 		protos:    make(map[string]*proto),
 		perSource: make(map[netip.Prefix]int),
 	}, nil

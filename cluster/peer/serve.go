@@ -82,18 +82,22 @@ func (p *Port) deliver(tc *tls.Conn, pr *proto) {
 		}
 		cred.inbound, cred.source = true, addrOf(tc)
 	}
-	stranger, check := pr.policy == Nobody, pr.check
-	if pr.policy == KnownNode {
+	var bounded *gate
+	check := pr.check
+	switch pr.policy {
+	case Nobody:
+		bounded = &p.anonymous
+	case KnownNode:
 		// One that is put out while its connection is open comes back on a bounded one.
 		trusted := p.check(AnyNode)
 		if _, err := trusted(cred); err == nil {
 			check = trusted
 		} else {
-			stranger = true
+			bounded = &p.putOut
 		}
 	}
 	c := newConn(tc, pr.name, cred, check)
-	release, ok := p.admit(c, stranger)
+	release, ok := p.admit(c, bounded)
 	if !ok {
 		p.metrics.evicted.WithLabelValues("connections").Inc()
 		p.config.Logger.Warn("connection refused: too many are open", "proto", pr.name, "remote", tc.RemoteAddr().String())
@@ -117,12 +121,12 @@ func (p *Port) deliver(tc *tls.Conn, pr *proto) {
 	}
 }
 
-// admit applies the bounds on open connections. Those of trusted peers are refused past the bound; those of strangers give way,
+// admit applies the bounds on open connections. Those of trusted peers are refused past the bound; others pass a gate: they give way,
 // oldest first, and end after a while anyway.
-func (p *Port) admit(c *Conn, stranger bool) (release func(), ok bool) {
+func (p *Port) admit(c *Conn, bounded *gate) (release func(), ok bool) {
 	raw := c.NetConn()
-	if stranger {
-		leave, evicted := p.anonymous.enter(raw)
+	if bounded != nil {
+		leave, evicted := bounded.enter(raw)
 		if evicted {
 			p.metrics.evicted.WithLabelValues("anonymous").Inc()
 		}

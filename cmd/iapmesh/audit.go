@@ -17,6 +17,8 @@ import (
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
@@ -151,6 +153,10 @@ func findNode(s *iapmeshv1.Status, ref string) *iapmeshv1.NodeStatus {
 }
 
 func hasRole(n *iapmeshv1.Node, role iapmeshv1.Role) bool { return slices.Contains(n.Roles, role) }
+
+func trusted(n *iapmeshv1.Node) bool {
+	return (&keyring.Node{State: state.NodeStateOf(n.State)}).Trusted()
+}
 
 // pickAggregators are the nodes that hold trails: the named one, or all that are trusted.
 func pickAggregators(s *iapmeshv1.Status, ref string) ([]*iapmeshv1.Node, error) {

@@ -153,8 +153,9 @@ func expectedOf(n *iapmeshv1.Node) audit.Expected {
 	switch n.State {
 	case iapmeshv1.NodeState_NODE_STATE_QUARANTINED, iapmeshv1.NodeState_NODE_STATE_REVOKED:
 		e.PutOut = n.StateSince.AsTime()
-	case iapmeshv1.NodeState_NODE_STATE_DEPARTED: // which a node says when it is stopped, or who removes what is no more, or silence
-		e.PutOut, e.Gone = n.StateSince.AsTime(), n.Reason != keyring.ReasonSilent
+	case iapmeshv1.NodeState_NODE_STATE_DEPARTED: // which a node says when it is stopped, or who removes what is no more, or nobody
+		departed := keyring.Node{State: keyring.NodeDeparted, Reason: n.Reason}
+		e.PutOut, e.Gone = n.StateSince.AsTime(), !departed.DepartedUnheard()
 	}
 	return e
 }

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/keyring"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
@@ -24,6 +25,8 @@ func TestWhatIsExpectedOfANode(t *testing.T) {
 		"quarantined":          {iapmeshv1.NodeState_NODE_STATE_QUARANTINED, "odd", audit.Expected{PutOut: out}},
 		"revoked":              {iapmeshv1.NodeState_NODE_STATE_REVOKED, "stolen", audit.Expected{PutOut: out}},
 		"left, or was removed": {iapmeshv1.NodeState_NODE_STATE_DEPARTED, "left", audit.Expected{PutOut: out, Gone: true}},
+		"never confirmed":      {iapmeshv1.NodeState_NODE_STATE_DEPARTED, keyring.ReasonUnconfirmed, audit.Expected{PutOut: out}},
+		"left behind":          {iapmeshv1.NodeState_NODE_STATE_DEPARTED, keyring.ReasonLeftBehind, audit.Expected{PutOut: out}},
 		"silent for a week":    {iapmeshv1.NodeState_NODE_STATE_DEPARTED, "silent", audit.Expected{PutOut: out}},
 	} {
 		tc.want.Node, tc.want.Since = "n-1", since

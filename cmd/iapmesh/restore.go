@@ -101,7 +101,12 @@ func (c *cli) restore(ctx context.Context, file string, r *restoring) error {
 	question.Aggregators = nil // those of the mesh that runs, instead
 	if status, err := c.status(ctx); err == nil {
 		for _, n := range status.Nodes {
-			question.Control[n.Node.Id] = hasRole(n.Node, iapmeshv1.Role_ROLE_CONTROL)
+			switch control := hasRole(n.Node, iapmeshv1.Role_ROLE_CONTROL); {
+			case !control, trusted(n.Node):
+				question.Control[n.Node.Id] = control
+			default: // also where the snapshot trusts it still
+				delete(question.Control, n.Node.Id)
+			}
 			if hasRole(n.Node, iapmeshv1.Role_ROLE_AGGREGATOR) && n.Live {
 				question.Aggregators = append(question.Aggregators, n.Node.Addresses.GetMesh())
 			}

@@ -29,7 +29,7 @@ const (
 // what it means, and teaches trail.go if it refuses.
 var meanings = map[string]string{
 	"revoke.session": refuses, "revoke.user": refuses, "revoke.node": refuses, "revoke.signing_key": refuses, "key.revoke": refuses, "key.suspend": refuses,
-	"node.quarantine": refuses, "node.remove": refuses, "admin.revoke": refuses, "snapshot.confirm": refuses,
+	"node.quarantine": refuses, "node.remove": refuses, "node.leave": refuses, "node.depart": refuses, "admin.revoke": refuses, "snapshot.confirm": refuses,
 	"revocation.lift": takes, "key.resume": takes, "node.release": takes,
 	"control.transfer": neither, "admin.issue": neither, "admin.renew": neither, "apply": neither, "secret.set": neither, "key.issue": neither, "key.approve": neither,
 	"key.rotate": refuses, "key.close-proposal": refuses, // their successors are what counts

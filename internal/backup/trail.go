@@ -70,7 +70,7 @@ func (m memory) see(r audit.Record) {
 		m.cascade(as, d)
 	case "key.suspend", "key.resume", "key.rotate", "key.approve", "key.close-proposal":
 		m.key(as, d)
-	case "node.quarantine", "node.release", "node.remove":
+	case "node.quarantine", "node.release", "node.remove", "node.leave", "node.depart":
 		m.node(as, d)
 	case "snapshot.confirm":
 		m.heldBack(as, d)
@@ -110,7 +110,7 @@ func (m memory) node(as func(keyring.DenialKind, string) keyring.Denial, d map[s
 	switch d["action"] {
 	case "node.quarantine":
 		out.State = string(keyring.NodeQuarantined)
-	case "node.remove":
+	case "node.remove", "node.leave", "node.depart":
 		out.State = string(keyring.NodeDeparted)
 	case "node.release":
 		m.end(keyring.DenyNode, out.Value, string(keyring.NodeQuarantined))

@@ -321,13 +321,15 @@ func (c *Controller) sweepKey(ctx context.Context, id string) error {
 }
 
 func (c *Controller) sweepNode(ctx context.Context, id string, leadingSince time.Time) error {
-	_, err := c.update(ctx, "sweep node "+id, func(t *tx) error {
+	var swept keyring.Node
+	changed := false
+	at, err := c.update(ctx, "sweep node "+id, func(t *tx) error {
 		n, err := t.node(id)
 		if err != nil {
 			return err
 		}
-		swept, changed, returnUse := keyring.SweepNode(*n, c.silentSince(n, leadingSince), t.Now)
-		if !changed {
+		returnUse := false
+		if swept, changed, returnUse = keyring.SweepNode(*n, c.silentSince(n, leadingSince), t.Now); !changed {
 			return nil
 		}
 		t.put(state.PutNode(&swept))
@@ -347,6 +349,9 @@ func (c *Controller) sweepNode(ctx context.Context, id string, leadingSince time
 		t.put(state.PutKey(&returned))
 		return nil
 	})
+	if err == nil && changed && swept.State == keyring.NodeDeparted {
+		c.record(ctx, audit.KindAdmin, "leader", map[string]string{"action": "node.depart", "node": id, "name": swept.Name, "reason": swept.Reason, "revision": at.String()})
+	}
 	return err
 }
 

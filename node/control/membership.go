@@ -96,7 +96,8 @@ func (c *Controller) recovered(ctx context.Context, n *keyring.Node) {
 
 // Leave makes a node depart at its own wish. A control node hands its vote over first.
 func (c *Controller) Leave(ctx context.Context, nodeID string) (revision.Revision, error) {
-	return c.update(ctx, "leave", func(t *tx) error {
+	var left keyring.Node
+	at, err := c.update(ctx, "leave", func(t *tx) error {
 		n, err := t.node(nodeID)
 		if err != nil {
 			return err
@@ -108,9 +109,14 @@ func (c *Controller) Leave(ctx context.Context, nodeID string) (revision.Revisio
 		if err != nil {
 			return err
 		}
+		left = gone
 		t.put(state.PutNode(&gone))
 		return c.stopSigning(t, nodeID)
 	})
+	if err == nil {
+		c.record(ctx, audit.KindAdmin, "node/"+nodeID, map[string]string{"action": "node.leave", "node": nodeID, "name": left.Name, "revision": at.String()})
+	}
+	return at, err
 }
 
 func (c *Controller) stopSigning(t *tx, nodeID string) error {

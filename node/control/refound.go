@@ -151,11 +151,14 @@ func (r *Refounding) Question() (q Question, err error) {
 	return q, nil
 }
 
-// Writers says of every node, whatever its state, whether it is a control node.
+// Writers says of the nodes whether they are control nodes. A control node that is trusted no more is left out: it may have been taken over,
+// and what nobody is known to have written makes a mesh refuse more, and never less.
 func Writers(v *state.View) map[string]bool {
 	out := make(map[string]bool, len(v.Keyring.Nodes))
 	for id, n := range v.Keyring.Nodes {
-		out[id] = n.HasRole(keyring.RoleControl)
+		if control := n.HasRole(keyring.RoleControl); !control || n.Trusted() {
+			out[id] = control
+		}
 	}
 	return out
 }

@@ -74,6 +74,14 @@ func decodeEcho(m *Mesh, resp *http.Response) app.Echo {
 
 // Get makes a program's request with the session's cookies: it is told 401, and never sent to sign in.
 func (s *Session) Get(r *Region, host, path string) *http.Response {
+	s.mesh.t.Helper()
+	resp, err := s.Try(r, host, path)
+	s.mesh.must("request "+r.URL(host, path), err)
+	return resp
+}
+
+// Try is Get where nobody may answer.
+func (s *Session) Try(r *Region, host, path string) (*http.Response, error) {
 	m := s.mesh
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
@@ -82,9 +90,11 @@ func (s *Session) Get(r *Region, host, path string) *http.Response {
 	m.must("make a request", err)
 	req.Header.Set("Accept", "application/json")
 	resp, err := s.browser.Client.Do(req)
-	m.must("request "+r.URL(host, path), err)
+	if err != nil {
+		return nil, err
+	}
 	m.t.Cleanup(func() { resp.Body.Close() })
-	return resp
+	return resp, nil
 }
 
 // Serves demands that the region answers the session's request to echo with a status.

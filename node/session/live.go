@@ -114,7 +114,8 @@ func (l *Live) Register(ctx context.Context, e Entry) (_ context.Context, releas
 	s.mu.Unlock()
 	gauge.Inc()
 	// Recheck stores the view before it walks the shards: either it meets o, or its view is seen here.
-	if v := l.latest.Load(); v != nil && e.View.Revision.Before(v.Revision) {
+	// Two views of one revision differ where this node was told what it could not follow: the latest counts.
+	if v := l.latest.Load(); v != nil && v != e.View && !v.Revision.Before(e.View.Revision) {
 		if l.checkStanding(o, l.checker(v)) && e.Decide != nil && e.View.Config != v.Config {
 			l.decide(o, v)
 		}

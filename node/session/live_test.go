@@ -21,6 +21,24 @@ import (
 
 var errDenied = fault.New(fault.Denied, "no longer in the group")
 
+// A node that is told that it was put out has another view of the revision that it has: a request that was let through by the one ends, too.
+func TestNothingSlipsThroughBetweenTwoViewsOfOneRevision(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t)
+	live := session.NewLive(session.LiveConfig{Node: "bill", Now: m.clock})
+	_, s := m.signIn("eu")
+	before := m.view
+	m.editNode("bill", func(n *keyring.Node) { n.State = keyring.NodeQuarantined })
+	told := *m.view
+	told.Revision = before.Revision
+	live.Recheck(&told)
+	ctx, release := live.Register(t.Context(), session.Entry{View: before, Session: s, Route: m.route("billing")})
+	defer release()
+	if !errors.Is(context.Cause(ctx), session.ErrNodeEnded) {
+		t.Errorf("cause %v", context.Cause(ctx))
+	}
+}
+
 func TestRecheckEndsWhatNoLongerHolds(t *testing.T) {
 	t.Parallel()
 	deny := func(*state.View) error { return errDenied }

@@ -153,29 +153,45 @@ func (s *Source) Announce(r *keyring.Restoration) {
 	}
 }
 
-// told is a standing that was told, and the view that it is later than.
+// told is a standing that was told, and the epoch that was followed then: a restored state counts for itself. 0: none was followed yet.
 type told struct {
 	Standing
-	at revision.Revision
+	epoch uint64
 }
 
-// Tell takes what control nodes say of this node, which may follow nobody and so cannot read it in its record: the present view shows it
-// at once, and until another comes. To follow is to be trusted again, so that what was said counts no longer then, even if it was a lie.
+// Tell takes that this node was put out from a control node which says so, where it can follow nobody and so cannot read it in its record.
+// The present view shows it at once, and every later one until the record that is followed is as new, or Untell. That the node was not put
+// out is not taken from anybody: a control node may be behind.
 func (s *Source) Tell(st Standing) {
 	s.publishing.Lock()
 	defer s.publishing.Unlock()
+	if !st.PutOut() || (s.told != nil && !st.Since.After(s.told.Since)) {
+		return
+	}
+	t := &told{Standing: st}
 	if s.followed == nil {
+		s.told = t
 		return
 	}
-	n := s.followed.Keyring.Nodes[st.Node]
-	if n == nil || !st.Since.After(n.StateSince) {
-		return
+	if t.epoch = s.followed.Revision.Epoch; t.overtakes(s.followed) {
+		s.told = t
+		s.show()
 	}
-	if t := s.told; t != nil && t.at == s.followed.Revision && !st.Since.After(t.Since) && (t.PutOut() || !st.PutOut()) {
-		return // by one who is behind; or it was told a lie, but none that is better
+}
+
+// Untell forgets what was told: a leader trusts this node, so that it was taken back, or was a lie.
+func (s *Source) Untell() {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+	t := s.told
+	if s.told = nil; t != nil && s.followed != nil && t.overtakes(s.followed) {
+		s.show()
 	}
-	s.told = &told{st, s.followed.Revision}
-	s.show()
+}
+
+func (t *told) overtakes(v *View) bool {
+	n := v.Keyring.Nodes[t.Node]
+	return n != nil && n.StateSince.Before(t.Since) && t.epoch == v.Revision.Epoch
 }
 
 // PutOut reports whether the mesh trusts the node no more.
@@ -184,6 +200,9 @@ func (s Standing) PutOut() bool { return !(&keyring.Node{State: s.State}).Truste
 func (s *Source) publish(v *View) {
 	s.publishing.Lock()
 	defer s.publishing.Unlock()
+	if s.followed == nil && s.told != nil {
+		s.told.epoch = v.Revision.Epoch
+	}
 	s.followed = v
 	s.show()
 }
@@ -194,7 +213,7 @@ func (s *Source) show() {
 	if r := s.announced; r != nil && v.Revision.Epoch < r.Statement.NewEpoch {
 		v = v.amended(func(c *keyring.Contents) { c.Restoration = r })
 	}
-	if t := s.told; t != nil && t.at == v.Revision {
+	if t := s.told; t != nil && t.overtakes(v) {
 		v = v.amended(func(c *keyring.Contents) {
 			n := *c.Nodes[t.Node]
 			n.State, n.Reason, n.StateSince = t.State, t.Reason, t.Since

@@ -360,20 +360,20 @@ func confirmed(value []byte) bool {
 	return proto.Unmarshal(value, &p) == nil && p.Phase == iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED
 }
 
-// What control nodes say of this node counts until it follows again.
+// That this node was put out counts from when it is told until the record that is followed is as new, or a leader trusts it.
 func TestANodeIsToldItsStanding(t *testing.T) {
 	t.Parallel()
 	start := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 	shown := 0
 	w := newWorld(t, func(*state.View) { shown++ })
-	record := func(s keyring.NodeState, after time.Duration) store.Entry {
+	record := func(s keyring.NodeState, minute int) store.Entry {
 		n := node(1, "eu")
-		n.State, n.StateSince = s, start.Add(after)
+		n.State, n.StateSince = s, start.Add(time.Duration(minute)*time.Minute)
 		return state.PutNode(n)
 	}
 	id := node(1, "eu").ID
-	tell := func(s keyring.NodeState, after time.Duration) {
-		w.source.Tell(state.Standing{Node: id, State: s, Reason: "odd", Since: start.Add(after)})
+	tell := func(s keyring.NodeState, minute int) {
+		w.source.Tell(state.Standing{Node: id, State: s, Reason: "odd", Since: start.Add(time.Duration(minute) * time.Minute)})
 	}
 	is := func(when string, want keyring.NodeState) {
 		t.Helper()
@@ -381,30 +381,38 @@ func TestANodeIsToldItsStanding(t *testing.T) {
 			t.Errorf("%s: it is %s, want %s", when, n.State, want)
 		}
 	}
-	tell(keyring.NodeQuarantined, time.Hour) // there is no view yet
-	w.send(true, state.PutMesh(mesh), record(keyring.NodeActive, time.Minute))
-	is("followed", keyring.NodeActive)
-	tell(keyring.NodeActive, time.Minute)
-	if shown != 1 {
-		t.Errorf("%d views shown after nothing new was told", shown)
-	}
-	tell(keyring.NodeQuarantined, 3*time.Minute)
-	is("told", keyring.NodeQuarantined)
-	tell(keyring.NodeActive, 2*time.Minute) // by one who is behind
-	is("told what was before", keyring.NodeQuarantined)
-	tell(keyring.NodeRevoked, time.Hour)
-	is("told again", keyring.NodeRevoked)
-	tell(keyring.NodeActive, 2*time.Hour)
-	is("told that it was released", keyring.NodeActive)
-	tell(keyring.NodeQuarantined, 90*time.Minute) // that may have been a lie
+	tell(keyring.NodeQuarantined, 2) // as it was told before it was restarted
+	w.send(true, state.PutMesh(mesh), record(keyring.NodeActive, 1))
+	is("told before the first view", keyring.NodeQuarantined)
+	tell(keyring.NodeActive, 3) // by one who is behind, or lies
+	is("told that it was not put out", keyring.NodeQuarantined)
+	w.send(false, state.PutNode(node(2, "us")))
+	is("a view of one who is behind", keyring.NodeQuarantined)
+	w.send(false, record(keyring.NodeActive, 4))
+	is("released, and followed", keyring.NodeActive)
 	was := shown
-	tell(keyring.NodeQuarantined, 90*time.Minute)
+	tell(keyring.NodeQuarantined, 4)
+	if shown != was {
+		t.Error("what the record knows already is a view of its own")
+	}
+	tell(keyring.NodeQuarantined, 5)
+	is("told again", keyring.NodeQuarantined)
+	tell(keyring.NodeRevoked, 6)
+	is("and worse", keyring.NodeRevoked)
+	was = shown
+	tell(keyring.NodeRevoked, 6)
 	if shown != was {
 		t.Error("the same again is a view of its own")
 	}
-	w.send(false, state.PutNode(node(2, "us")))
-	is("followed again, which was a lie", keyring.NodeActive)
-	tell(keyring.NodeQuarantined, 5*time.Minute)
 	w.source.Announce(&keyring.Restoration{Statement: keyring.RestorationStatement{NewEpoch: 2}, Phase: keyring.RestorationAwaiting})
-	is("told, and then of a restoration", keyring.NodeQuarantined)
+	is("and of a restoration", keyring.NodeRevoked)
+	w.source.Untell()
+	is("a leader trusts it", keyring.NodeActive)
+	tell(keyring.NodeQuarantined, 7)
+	at := store.Revision{Epoch: 2, Index: 1}
+	w.store <- store.Change{Revision: at, Reset: true, Entries: []store.Entry{state.PutMesh(mesh), record(keyring.NodeActive, 1)}}
+	if _, err := w.source.WaitRevision(t.Context(), at); err != nil {
+		t.Fatal(err)
+	}
+	is("restored", keyring.NodeActive)
 }
