@@ -3,11 +3,14 @@ package control_test
 import (
 	"crypto/ed25519"
 	"crypto/sha256"
+	"maps"
 	"testing"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/revision"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/control"
+	"github.com/iapmesh/iapmesh/node/state"
 )
 
 // survivor is what the founder's own state is recovered by.
@@ -73,5 +76,22 @@ func TestWhoMayRecover(t *testing.T) {
 		tc.change(r)
 		_, err := r.Plan()
 		wantKind(t, name, err, tc.kind, "")
+	}
+}
+
+// Of whom nobody trusts any more it is not said that it is a control node: it then takes nothing back.
+func TestWhoIsTrustedNoMoreIsNoWriter(t *testing.T) {
+	t.Parallel()
+	node := func(s keyring.NodeState, roles ...keyring.Role) *keyring.Node {
+		return &keyring.Node{State: s, Roles: roles}
+	}
+	got := control.Writers(&state.View{Keyring: keyring.NewSnapshot(revision.Revision{}, keyring.Contents{Nodes: map[string]*keyring.Node{
+		"active": node(keyring.NodeActive, keyring.RoleControl, keyring.RoleProxy), "lapsed": node(keyring.NodeLapsed, keyring.RoleControl),
+		"quarantined": node(keyring.NodeQuarantined, keyring.RoleControl), "revoked": node(keyring.NodeRevoked, keyring.RoleControl),
+		"departed": node(keyring.NodeDeparted, keyring.RoleControl), "proxy": node(keyring.NodeActive, keyring.RoleProxy), "thief": node(keyring.NodeRevoked, keyring.RoleProxy),
+	}})})
+	want := map[string]bool{"active": true, "lapsed": true, "proxy": false, "thief": false}
+	if !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
