@@ -156,7 +156,7 @@ func (a *assembly) report(context.Context) error {
 	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now}
 	rebinder := &rebinder{key: a.id.nodeKey(), nodeID: a.id.public.NodeID, link: a.link, source: a.source, logger: a.logger}
 	standing := &standing{
-		nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: reporter.heard, record: a.trail.Record, handIn: a.handIn,
+		nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: a.trustedSince(reporter), record: a.trail.Record, handIn: a.handIn,
 		file: filepath.Join(a.config.DataDir, standingFile), logger: a.logger,
 	}
 	if err := standing.recall(); err != nil {
@@ -167,6 +167,19 @@ func (a *assembly) report(context.Context) error {
 	}
 	a.base = append(a.base, part{"reports", reporter.Run}, part{"certificate", renewer.Run}, part{"provisioning key", rebinder.Run}, part{"standing", standing.Run})
 	return nil
+}
+
+// trustedSince says when the mesh last showed that it trusts this node: its leader has answered it, or it leads. What it was told of itself
+// would keep a leader from its own port.
+func (a *assembly) trustedSince(r *reporter) func() time.Time {
+	return func() time.Time {
+		if a.control != nil {
+			if term, _ := a.control.Leading(); term != 0 {
+				return time.Now()
+			}
+		}
+		return r.heard()
+	}
 }
 
 // serveJoins terminates joins on a control node, and takes them to whoever leads; every other node says where control nodes are.

@@ -60,7 +60,7 @@ type standing struct {
 	nodeID string
 	source *state.Source
 	ask    func(context.Context) (state.Standing, error) // control nodes
-	heard  func() time.Time                              // when the leader answered last
+	heard  func() time.Time                              // when the leader answered last, or this node led
 	last   func(context.Context)                         // before it ends on others' word: its view may know what they do not; nil: nothing
 	record func(context.Context, *audit.Record) error
 	handIn func(context.Context) error // the trail, to an aggregator
@@ -177,6 +177,7 @@ func (s *standing) hear(ctx context.Context, st state.Standing) error {
 	if s.told.IsZero() {
 		s.told = time.Now()
 	}
+	st.Epoch = s.source.Revision().Epoch
 	s.source.Tell(st)
 	if err := s.keep(st); err != nil {
 		s.logger.Warn("what this node was told of itself is not kept", "error", err)

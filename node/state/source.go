@@ -34,7 +34,7 @@ type Source struct {
 	publishing sync.Mutex           // held while a view is published
 	followed   *View                // the newest, as the store has it; guarded by publishing
 	announced  *keyring.Restoration // of a later epoch than the views that are followed; guarded by publishing
-	told       *told                // what became of this node, which follows nobody; guarded by publishing
+	told       *Standing            // what became of this node, which follows nobody; guarded by publishing
 }
 
 // Standing is what became of a node.
@@ -43,6 +43,7 @@ type Standing struct {
 	State  keyring.NodeState
 	Reason string
 	Since  time.Time
+	Epoch  uint64 // that the node followed when it was told: a state that was restored since counts for itself. 0: that of the first view
 }
 
 // NewSource makes a Source. onView are called in order, one at a time, with each view just after Load returns it.
@@ -153,12 +154,6 @@ func (s *Source) Announce(r *keyring.Restoration) {
 	}
 }
 
-// told is a standing that was told, and the epoch that was followed then: a restored state counts for itself. 0: none was followed yet.
-type told struct {
-	Standing
-	epoch uint64
-}
-
 // Tell takes that this node was put out from a control node which says so, where it can follow nobody and so cannot read it in its record.
 // The present view shows it at once, and every later one until the record that is followed is as new, or Untell. That the node was not put
 // out is not taken from anybody: a control node may be behind.
@@ -168,13 +163,15 @@ func (s *Source) Tell(st Standing) {
 	if !st.PutOut() || (s.told != nil && !st.Since.After(s.told.Since)) {
 		return
 	}
-	t := &told{Standing: st}
 	if s.followed == nil {
-		s.told = t
+		s.told = &st
 		return
 	}
-	if t.epoch = s.followed.Revision.Epoch; t.overtakes(s.followed) {
-		s.told = t
+	if st.Epoch == 0 {
+		st.Epoch = s.followed.Revision.Epoch
+	}
+	if st.overtakes(s.followed) {
+		s.told = &st
 		s.show()
 	}
 }
@@ -189,9 +186,9 @@ func (s *Source) Untell() {
 	}
 }
 
-func (t *told) overtakes(v *View) bool {
-	n := v.Keyring.Nodes[t.Node]
-	return n != nil && n.StateSince.Before(t.Since) && t.epoch == v.Revision.Epoch
+func (s *Standing) overtakes(v *View) bool {
+	n := v.Keyring.Nodes[s.Node]
+	return n != nil && n.StateSince.Before(s.Since) && s.Epoch == v.Revision.Epoch
 }
 
 // PutOut reports whether the mesh trusts the node no more.
@@ -200,8 +197,8 @@ func (s Standing) PutOut() bool { return !(&keyring.Node{State: s.State}).Truste
 func (s *Source) publish(v *View) {
 	s.publishing.Lock()
 	defer s.publishing.Unlock()
-	if s.followed == nil && s.told != nil {
-		s.told.epoch = v.Revision.Epoch
+	if s.told != nil && s.told.Epoch == 0 {
+		s.told.Epoch = v.Revision.Epoch
 	}
 	s.followed = v
 	s.show()

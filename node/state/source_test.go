@@ -415,4 +415,6 @@ func TestANodeIsToldItsStanding(t *testing.T) {
 		t.Fatal(err)
 	}
 	is("restored", keyring.NodeActive)
+	w.source.Tell(state.Standing{Node: id, State: keyring.NodeQuarantined, Since: start.Add(time.Hour), Epoch: 1})
+	is("told by what was kept of before", keyring.NodeActive)
 }
