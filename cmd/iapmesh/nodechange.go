@@ -93,7 +93,7 @@ func newNodesRemoveCommand(c *cli) *cobra.Command {
 		use: "remove NODE", short: "Say that a node is gone: its place is free, what it signed stays good",
 		long: `Say that a node is gone, without waiting seven days: it departs, for good, and its place under its key's --max-active is free. The
 sessions that it signed count until they expire; if it may be in wrong hands, revoke it instead. If it still runs, it ends. Of a node that
-has departed because it was silent, this says that it is no more, so that lineage awaits no further word of it.
+has departed without a word (silent, never confirmed), this says that it is no more, so that lineage awaits none.
 A quarantined node cannot be removed: it is released or revoked. A node that you can log in to leaves by itself: iapmesh leave.`,
 		example: "  iapmesh nodes remove px-1 --reason \"the machine is no more\"",
 		do: func(cmd *cobra.Command, node, reason string) (nodeAnswer, **iapmeshv1.Receipt, error) {

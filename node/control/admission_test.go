@@ -389,8 +389,12 @@ func TestConfirmRenewLeave(t *testing.T) {
 
 	_, err = w.Leave(t.Context(), j.id())
 	must(t, err)
+	must(t, second(w.Leave(t.Context(), j.id()))) // the answer was lost
 	if n := w.node(j); n.State != keyring.NodeDeparted || n.Reason != "left" {
 		t.Errorf("node: %+v", n)
+	}
+	if records := w.trail.with(audit.KindAdmin, "action", "node.leave"); len(records) != 1 || records[0].Detail["node"] != j.id() {
+		t.Errorf("records: %v", records)
 	}
 	for _, k := range w.view().Keyring.SigningKeysOf(j.id()) {
 		if k.State != keyring.SigningVerifyOnly {
@@ -417,7 +421,10 @@ func TestASilentNodeLapsesDepartsAndComesBack(t *testing.T) {
 	}
 	w.clock.advance(keyring.DepartAfter)
 	w.everybodyReports(gone)
-	w.eventually("departure", func() bool { return w.node(gone).State == keyring.NodeDeparted })
+	w.eventually("departure, which is recorded", func() bool {
+		records := w.trail.with(audit.KindAdmin, "action", "node.depart")
+		return w.node(gone).State == keyring.NodeDeparted && len(records) == 1 && records[0].Detail["node"] == gone.id()
+	})
 	if n := w.node(w.founder); n.State != keyring.NodeActive {
 		t.Errorf("the founder is %s", n.State)
 	}

@@ -96,7 +96,7 @@ func (c *Controller) recovered(ctx context.Context, n *keyring.Node) {
 
 // Leave makes a node depart at its own wish. A control node hands its vote over first.
 func (c *Controller) Leave(ctx context.Context, nodeID string) (revision.Revision, error) {
-	var left keyring.Node
+	var left *keyring.Node // nil: it had left before
 	at, err := c.update(ctx, "leave", func(t *tx) error {
 		n, err := t.node(nodeID)
 		if err != nil {
@@ -109,11 +109,13 @@ func (c *Controller) Leave(ctx context.Context, nodeID string) (revision.Revisio
 		if err != nil {
 			return err
 		}
-		left = gone
+		if left = nil; gone.State != n.State {
+			left = &gone
+		}
 		t.put(state.PutNode(&gone))
 		return c.stopSigning(t, nodeID)
 	})
-	if err == nil {
+	if err == nil && left != nil {
 		c.record(ctx, audit.KindAdmin, "node/"+nodeID, map[string]string{"action": "node.leave", "node": nodeID, "name": left.Name, "revision": at.String()})
 	}
 	return at, err
