@@ -60,11 +60,11 @@ func scriptParams() testscript.Params {
 var given sync.Map
 
 // addresses NAME…: sets each variable to a free address on loopback. Its port lies below those that Linux takes for connections: one
-// of these might be taken before a node listens.
+// of these might be taken before a node listens. It lies apart, too, from those of tests that run at the same time (node/nodetest/ports.go).
 func addresses(ts *testscript.TestScript, _ bool, names []string) {
 	for _, name := range names {
 		for {
-			address := net.JoinHostPort("127.0.0.1", strconv.Itoa(10_000+mathrand.IntN(22_768)))
+			address := net.JoinHostPort("127.0.0.1", strconv.Itoa(18_000+mathrand.IntN(8_000)))
 			if _, twice := given.LoadOrStore(address, true); twice {
 				continue
 			}
