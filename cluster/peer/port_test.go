@@ -180,18 +180,7 @@ func TestRevokedWhileConnected(t *testing.T) {
 	other := m.dialer(m.node("n2", keyring.RoleProxy))
 	ana := m.dialer(m.admin("a1", "ana", soon()))
 
-	dial := func(d *peer.Dialer, proto string) *peer.Conn {
-		c, err := d.Dial(t.Context(), proto, "c1", server.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		if err := echoes(c); err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
-	cut, kept, admin := dial(victim, peer.ProtoMesh), dial(other, peer.ProtoMesh), dial(ana, peer.ProtoAdmin)
+	cut, kept, admin := open(t, victim, peer.ProtoMesh, server), open(t, other, peer.ProtoMesh, server), open(t, ana, peer.ProtoAdmin, server)
 
 	m.setState("n1", keyring.NodeRevoked)
 	server.Recheck()
@@ -212,6 +201,20 @@ func TestRevokedWhileConnected(t *testing.T) {
 	if _, err := kept.Peer(); !fault.Is(err, fault.Denied) {
 		t.Errorf("peer of it: %v", err)
 	}
+}
+
+// open is a connection to c1 that works.
+func open(t *testing.T, d *peer.Dialer, proto string, server *port) *peer.Conn {
+	t.Helper()
+	c, err := d.Dial(t.Context(), proto, "c1", server.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := echoes(c); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func TestStalledHandshakesKeepNobodyOut(t *testing.T) {
@@ -288,18 +291,7 @@ func TestANodeThatWasPutOutIsAStranger(t *testing.T) {
 	m := newMesh(t)
 	server := m.port(m.node("c1", keyring.RoleControl), func(c *peer.Config) { c.MaxAnonymousPerSource = 1 }, allProtos)
 	d := m.dialer(m.node("n1", keyring.RoleProxy))
-	dial := func() *peer.Conn {
-		t.Helper()
-		c, err := d.Dial(t.Context(), "known", "c1", server.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		if err := echoes(c); err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
+	dial := func() *peer.Conn { return open(t, d, "known", server) }
 	trusted := []*peer.Conn{dial(), dial()}
 	m.setState("n1", keyring.NodeRevoked)
 	server.Recheck()
