@@ -154,6 +154,12 @@ func (m *Mesh) RevokeNode(name string) {
 	m.AwaitReceipt(m.revoke(iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, name))
 }
 
+// RevokeNodeAtOnce revokes a node, and waits for nobody.
+func (m *Mesh) RevokeNodeAtOnce(name string) {
+	m.t.Helper()
+	m.revoke(iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, name)
+}
+
 func (m *Mesh) revoke(target iapmeshv1.RevokeTarget, value string) *iapmeshv1.Receipt {
 	m.t.Helper()
 	var receipt *iapmeshv1.Receipt

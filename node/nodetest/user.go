@@ -119,6 +119,18 @@ func (r *Region) EventuallyRefuses(s *Session) {
 	})
 }
 
+// AwaitRefusal waits until a node that was just started answers that it serves nobody. It never serves before.
+func (r *Region) AwaitRefusal(s *Session) {
+	r.mesh.t.Helper()
+	r.mesh.Eventually(r.Name+" answers that it serves nobody", func() bool {
+		resp, err := s.Try(r, EchoHost, "/whoami")
+		if err == nil && resp.StatusCode == http.StatusOK {
+			r.mesh.t.Fatalf("%s serves", r.Name)
+		}
+		return err == nil && resp.StatusCode == http.StatusMisdirectedRequest
+	})
+}
+
 // Stream opens echo's event stream and returns a channel that closes when it ends.
 func (r *Region) Stream(s *Session) <-chan struct{} {
 	r.mesh.t.Helper()
