@@ -411,16 +411,14 @@ func TestASilentNodeLapsesDepartsAndComesBack(t *testing.T) {
 	t.Parallel()
 	w := start(t)
 	j, gone := w.joined(w.boot, "web-1", "eu-west"), w.joined(w.boot, "web-2", "eu-west")
-	w.clock.advance(keyring.LapseAfter)
-	w.everybodyReports(j, gone)
+	w.pass(keyring.LapseAfter, j, gone)
 	w.eventually("lapse", func() bool { return w.node(j).State == keyring.NodeLapsed && w.node(gone).State == keyring.NodeLapsed })
 	_, err := w.Renew(t.Context(), j.id(), j.body.Csr)
 	must(t, err)
 	if w.node(j).State != keyring.NodeActive {
 		t.Errorf("its key did not bring it back: %s", w.node(j).State)
 	}
-	w.clock.advance(keyring.DepartAfter)
-	w.everybodyReports(gone)
+	w.pass(keyring.DepartAfter, gone)
 	w.eventually("departure, which is recorded", func() bool {
 		records := w.trail.with(audit.KindAdmin, "action", "node.depart")
 		return w.node(gone).State == keyring.NodeDeparted && len(records) == 1 && records[0].Detail["node"] == gone.id()

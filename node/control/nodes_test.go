@@ -242,24 +242,18 @@ func TestASilentNodeFreesItsPlaceAndItsTokensCount(t *testing.T) {
 	key := w.issue(func(r *iapmeshv1.IssueKeyRequest) { r.MaxActive, r.Ttl = 1, durationpb.New(30*24*time.Hour) })
 	a := w.joined(key, "a", "us-east")
 	stays := w.joined(w.boot, "stays", "us-east")
-	hear := func() { w.everybodyReports(a) }
-	hear()
-	w.clock.advance(keyring.LapseAfter - time.Minute)
-	hear()
+	w.everybodyReports(a)
+	w.pass(keyring.LapseAfter-time.Minute, a)
 	_, err := w.Renew(t.Context(), stays.id(), stays.body.Csr) // a commit, at that time
 	must(t, err)
 	if s := w.node(a).State; s != keyring.NodeActive {
 		t.Fatalf("it is %s before a day has passed", s)
 	}
-	w.clock.advance(time.Minute)
-	hear()
+	w.pass(time.Minute, a)
 	w.eventually("lapse", func() bool { return w.node(a).State == keyring.NodeLapsed })
 	_, err = w.Join(t.Context(), newJoiner(t, key, "early", "us-east").attempt())
 	wantKind(t, "its place while it is lapsed", err, fault.Exhausted, "max_active")
-	for range 6 {
-		w.clock.advance(24 * time.Hour)
-		hear()
-	}
+	w.pass(6*24*time.Hour, a)
 	w.eventually("departure", func() bool { return w.node(a).State == keyring.NodeDeparted })
 	if n := w.node(stays); n.State != keyring.NodeActive {
 		t.Errorf("the one that reports is %s", n.State)

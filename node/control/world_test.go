@@ -231,6 +231,16 @@ func (w *world) key(id string) *keyring.Key { return w.view().Keyring.Keys[id] }
 
 func (w *world) node(j *joiner) *keyring.Node { return w.view().Keyring.Nodes[j.id()] }
 
+// pass lets time go by, in which all report but some: never so long at once that the leader could take another for silent in between.
+func (w *world) pass(d time.Duration, without ...*joiner) {
+	for d > 0 {
+		step := min(d, keyring.LapseAfter/2)
+		w.clock.advance(step)
+		w.everybodyReports(without...)
+		d -= step
+	}
+}
+
 // everybodyReports lets every trusted node, but those left out, say that it serves the newest view.
 func (w *world) everybodyReports(without ...*joiner) {
 	v := w.view()
