@@ -9,14 +9,20 @@ import (
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/keyring/seal"
+	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
 // ring is the gossip keys as a node can open them now; nil if it cannot.
 func (w *world) ring(j *joiner) [][]byte {
 	w.t.Helper()
+	return w.ringIn(w.view(), j)
+}
+
+func (w *world) ringIn(v *state.View, j *joiner) [][]byte {
+	w.t.Helper()
 	member := seal.Member{Node: j.id(), Key: j.sealing}
-	secret, err := member.Open(w.view().Keyring, keyring.AudienceGossip, keyring.SecretGossipRing)
+	secret, err := member.Open(v.Keyring, keyring.AudienceGossip, keyring.SecretGossipRing)
 	if fault.Is(err, fault.Denied) {
 		return nil
 	}
@@ -26,16 +32,22 @@ func (w *world) ring(j *joiner) [][]byte {
 	return keys
 }
 
-// eventuallyPhase waits for a phase of the ring, and returns its keys. Nobody reports meanwhile unless report is set.
-func (w *world) eventuallyPhase(j *joiner, phase keyring.RingPhase, keys int, report bool) [][]byte {
+// eventuallyPhase waits for a phase of the ring, and returns its keys. Nobody reports meanwhile unless report is set; nobody
+// acknowledges the phase itself, so that the ring stays in it.
+func (w *world) eventuallyPhase(j *joiner, phase keyring.RingPhase, keys int, report bool) (ring [][]byte) {
 	w.t.Helper()
 	w.eventually("phase "+string(phase), func() bool {
-		if report {
-			w.everybodyReports()
+		v := w.view()
+		ring = w.ringIn(v, j)
+		if v.Keyring.GossipRing.Phase == phase && len(ring) == keys {
+			return true
 		}
-		return w.view().Keyring.GossipRing.Phase == phase && len(w.ring(j)) == keys
+		if report {
+			w.everybodyReportsOf(v)
+		}
+		return false
 	})
-	return w.ring(j)
+	return ring
 }
 
 // A node that was revoked knows the gossip key: the others stop speaking by it, without a moment in which two of them do not
@@ -81,12 +93,7 @@ func TestANodeIsRevokedWhileTheGossipKeyIsReplaced(t *testing.T) {
 	w.everybodyReports()
 	must(t, second(w.RotateGossipKey(t.Context(), "admin/ana")))
 	install := w.eventuallyPhase(stays, keyring.RingInstall, 2, false)
-	w.eventually("use", func() bool {
-		if w.view().Keyring.GossipRing.Phase == keyring.RingInstall {
-			w.everybodyReports()
-		}
-		return w.view().Keyring.GossipRing.Phase == keyring.RingUse
-	})
+	w.eventuallyPhase(stays, keyring.RingUse, 2, true)
 	known := w.ring(gone)
 	must(t, second2(w.Revoke(t.Context(), "admin/ana", &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, Value: "web-1"})))
 	three := w.eventuallyPhase(stays, keyring.RingInstall, 3, false)

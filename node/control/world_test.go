@@ -242,8 +242,9 @@ func (w *world) pass(d time.Duration, without ...*joiner) {
 }
 
 // everybodyReports lets every trusted node, but those left out, say that it serves the newest view.
-func (w *world) everybodyReports(without ...*joiner) {
-	v := w.view()
+func (w *world) everybodyReports(without ...*joiner) { w.everybodyReportsOf(w.view(), without...) }
+
+func (w *world) everybodyReportsOf(v *state.View, without ...*joiner) {
 	for id, n := range v.Keyring.Nodes {
 		silent := !n.Trusted()
 		for _, j := range without {
