@@ -23,7 +23,7 @@ func (s *Snapshot) CountActive(key, asks string) int {
 		shared[k.ID] = k.ID == key || k.State != KeyRevoked
 	}
 	return len(s.nodesWhere(func(n *Node) bool {
-		return shared[n.BoundKey] && n.ID != asks && n.State != NodeDeparted && n.State != NodeRevoked
+		return shared[n.BoundKey] && n.ID != asks && !n.State.Final()
 	}))
 }
 

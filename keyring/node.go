@@ -26,9 +26,12 @@ func (n *Node) DepartedUnheard() bool {
 	return n.State == NodeDeparted && (n.Reason == ReasonSilent || n.Reason == ReasonUnconfirmed || n.Reason == ReasonLeftBehind)
 }
 
+// Final says that no node leaves that state.
+func (s NodeState) Final() bool { return s == NodeDeparted || s == NodeRevoked }
+
 func (n Node) to(s NodeState, reason string, now time.Time) Node {
 	n.State, n.Reason, n.StateSince = s, reason, now
-	if s == NodeDeparted || s == NodeRevoked {
+	if s.Final() {
 		n.RebindTo = "" // it binds to nothing any more
 	}
 	return n

@@ -23,10 +23,11 @@ import (
 
 // TurnedAwayError is why a node ends by itself: the mesh will never trust it again.
 type TurnedAwayError struct {
-	NodeID string
-	State  keyring.NodeState // revoked or departed
-	Reason string
-	Since  time.Time
+	NodeID   string
+	State    keyring.NodeState // revoked or departed
+	Reason   string
+	Since    time.Time
+	HandedIn bool // an aggregator has the whole of its trail: there is no sense in starting it again
 }
 
 func (e *TurnedAwayError) Error() string {
@@ -38,19 +39,23 @@ func (e *TurnedAwayError) Error() string {
 	if e.State == keyring.NodeDeparted {
 		what = "has departed from the mesh"
 	}
-	return fmt.Sprintf("node %s %s at %s%s; it ends, and cannot come back: join anew with another data_dir and a key", e.NodeID, what, e.Since.UTC().Format(time.RFC3339), why)
+	rest := ""
+	if !e.HandedIn {
+		rest = "; no aggregator has all that it decided yet: start it again to hand that in"
+	}
+	return fmt.Sprintf("node %s %s at %s%s; it ends, and cannot come back: join anew with another data_dir and a key%s", e.NodeID, what, e.Since.UTC().Format(time.RFC3339), why, rest)
 }
 
 // Unwrap gives the kind.
 func (e *TurnedAwayError) Unwrap() error { return fault.New(fault.Denied, "turned away") }
 
-// turnedAway is the error for a node in that state; nil where the node may come back: a quarantined one is released, a lapsed one
+// turnedAway is the error for this node in that state; nil where it may come back: a quarantined one is released, a lapsed one
 // proves its key.
-func turnedAway(id string, s keyring.NodeState, reason string, since time.Time) error {
-	if s == keyring.NodeRevoked || s == keyring.NodeDeparted {
-		return &TurnedAwayError{id, s, reason, since}
+func (s *standing) turnedAway(to keyring.NodeState, reason string, since time.Time) error {
+	if !to.Final() {
+		return nil
 	}
-	return nil
+	return &TurnedAwayError{s.nodeID, to, reason, since, s.handedIn}
 }
 
 // standing ends a node that the mesh has turned away for good: by the node's own view, or, where it was away when that happened, by
@@ -70,6 +75,7 @@ type standing struct {
 	told      time.Time // when it was told that it was put out; zero: it was not
 	kept      state.Standing
 	stoodDown time.Time // the newest standing by which it has said in its trail that it serves nobody
+	handedIn  bool      // an aggregator has the trail up to that word
 }
 
 // findNode is a node's record, whatever its state, for a control node to tell that node of.
@@ -139,7 +145,7 @@ func (s *standing) Run(ctx context.Context) error {
 		changed := s.source.Changed()
 		if n := s.own(); n != nil && !n.Trusted() {
 			s.standDown(ctx, n)
-			if err := turnedAway(n.ID, n.State, n.Reason, n.StateSince); err != nil {
+			if err := s.turnedAway(n.State, n.Reason, n.StateSince); err != nil {
 				return err
 			}
 		}
@@ -185,7 +191,7 @@ func (s *standing) hear(ctx context.Context, st state.Standing) error {
 	if n := s.own(); n != nil && !n.Trusted() {
 		s.standDown(ctx, n)
 	}
-	return turnedAway(st.Node, st.State, st.Reason, st.Since)
+	return s.turnedAway(st.State, st.Reason, st.Since)
 }
 
 // keep writes what was told to disk.
@@ -255,13 +261,14 @@ func (s *standing) standDown(ctx context.Context, n *keyring.Node) {
 	err := s.record(ctx, audit.NewStandDown(string(n.State), n.Reason, n.StateSince))
 	if err == nil {
 		s.stoodDown = n.StateSince
-		if turnedAway(n.ID, n.State, n.Reason, n.StateSince) != nil {
+		if n.State.Final() {
 			ctx, cancel := context.WithTimeout(ctx, handInWithin)
 			defer cancel()
 			err = s.handIn(ctx)
+			s.handedIn = err == nil
 		}
 	}
 	if err != nil {
-		s.logger.Warn("the mesh is not told what this node decided last: start it again to hand that in", "state", n.State, "error", err)
+		s.logger.Warn("the mesh is not told what this node decided last", "state", n.State, "error", err)
 	}
 }

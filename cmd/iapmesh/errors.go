@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/node"
 )
 
 // usageError is a command line that cannot be understood: exit status 2.
@@ -65,6 +66,10 @@ func (c *cli) explain(ctx context.Context, cmd *cobra.Command, err error) int {
 	fmt.Fprintf(c.stderr, "%s %s: %s\n", paint(red, "error:"), cmd.CommandPath(), strings.TrimRight(err.Error(), "\n"))
 	if h := c.remedy(err); h != "" {
 		fmt.Fprintln(c.stderr, h)
+	}
+	var turnedAway *node.TurnedAwayError
+	if errors.As(err, &turnedAway) && turnedAway.HandedIn {
+		return 3 // for a supervisor: deploy/systemd/iapmesh.service lets it rest
 	}
 	return 1
 }

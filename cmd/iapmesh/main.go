@@ -17,7 +17,7 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run runs one command line and returns its exit status: 0 ok, 1 failed, 2 usage.
+// run runs one command line and returns its exit status: 0 ok, 1 failed, 2 usage, 3 a node that need not be started again.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c := newCLI(stdin, stdout, stderr)
 	root := newRootCommand(c)

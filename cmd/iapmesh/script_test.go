@@ -52,6 +52,7 @@ func scriptParams() testscript.Params {
 			"expand":      expand,
 			"status1":     exits(1),
 			"status2":     exits(2),
+			"status3":     exits(3),
 		},
 	}
 }
