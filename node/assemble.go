@@ -56,6 +56,7 @@ type assembly struct {
 	trail     *trail
 	refusals  *spool.Refusals
 	users     *users // nil on nodes that serve none
+	standing  *standing
 	shipper   *collect.Shipper
 	rotator   *rotate.Rotator // nil on nodes that rotate no keys
 }
@@ -155,17 +156,17 @@ func (a *assembly) report(context.Context) error {
 	}
 	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now}
 	rebinder := &rebinder{key: a.id.nodeKey(), nodeID: a.id.public.NodeID, link: a.link, source: a.source, logger: a.logger}
-	standing := &standing{
+	a.standing = &standing{
 		nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: a.trustedSince(reporter), record: a.trail.Record, handIn: a.handIn,
-		file: filepath.Join(a.config.DataDir, standingFile), logger: a.logger,
+		file: filepath.Join(a.config.DataDir, standingFile), logger: a.logger, settled: make(chan struct{}),
 	}
-	if err := standing.recall(); err != nil {
+	if err := a.standing.recall(); err != nil {
 		return err
 	}
 	if a.store != nil { // other nodes tell it as soon as they hear of a restoration, and come back
-		standing.last = (&introductions{assembly: a}).testify
+		a.standing.last = (&introductions{assembly: a}).testify
 	}
-	a.base = append(a.base, part{"reports", reporter.Run}, part{"certificate", renewer.Run}, part{"provisioning key", rebinder.Run}, part{"standing", standing.Run})
+	a.base = append(a.base, part{"reports", reporter.Run}, part{"certificate", renewer.Run}, part{"provisioning key", rebinder.Run}, part{"standing", a.standing.Run})
 	return nil
 }
 

@@ -139,6 +139,28 @@ func TestANodeThatWasQuarantinedWhileItWasCutOffServesNobodyOnceItIsBack(t *test
 	edge.Serves(ana, http.StatusOK)
 }
 
+func TestANodeThatWasPutOutWhileItWasOffServesNobodyThoughNobodyLeads(t *testing.T) {
+	t.Parallel()
+	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
+	edge, other := mesh.AddNode("edge", "proxy"), mesh.AddNode("other", "proxy")
+	mesh.AwaitVoters()
+	ana := mesh.In("eu-west").SignIn("ana@example.com")
+	edge.Serves(ana, http.StatusOK)
+	edge.Stop()
+	edge.Quarantine()
+	other.Stop()
+	mesh.In("us-east").Stop()
+	mesh.In("ap-south").Stop()
+	mesh.MoveAway("edge") // so that it could serve long before it has heard
+	edge.Start()
+	edge.AwaitRefusal(ana)
+	other.Start() // what the mesh trusts serves, leader or not
+	mesh.Eventually("the other serves", func() bool {
+		resp, err := ana.Try(other, nodetest.EchoHost, "/whoami")
+		return err == nil && resp.StatusCode == http.StatusOK
+	})
+}
+
 // What a node decided while it could not know that it was put out is in the trail in the end, and so is its word that it has stopped.
 func TestANodeThatIsPutOutHandsInItsTrail(t *testing.T) {
 	t.Parallel()

@@ -58,6 +58,11 @@ func (a *assembly) unready() []string {
 	case !n.Trusted():
 		why = append(why, "this node is "+string(n.State))
 	}
+	select {
+	case <-a.standing.settled:
+	default:
+		why = append(why, "this node has not learned yet whether the mesh still trusts it")
+	}
 	if err := a.spool.Healthy(); err != nil {
 		why = append(why, "audit: "+err.Error())
 	}

@@ -27,7 +27,7 @@ type TurnedAwayError struct {
 	State    keyring.NodeState // revoked or departed
 	Reason   string
 	Since    time.Time
-	HandedIn bool // an aggregator has the whole of its trail: there is no sense in starting it again
+	HandedIn bool // an aggregator has the whole of its trail, or the mesh has none: there is no sense in starting it again
 }
 
 func (e *TurnedAwayError) Error() string {
@@ -72,10 +72,12 @@ type standing struct {
 	file   string                      // where the word is kept
 	logger *slog.Logger
 
+	settled chan struct{} // closed once it is known where this node stands, or that nobody says so in time: nobody is served before
+
 	told      time.Time // when it was told that it was put out; zero: it was not
 	kept      state.Standing
 	stoodDown time.Time // the newest standing by which it has said in its trail that it serves nobody
-	handedIn  bool      // an aggregator has the trail up to that word
+	handedIn  bool      // an aggregator has the trail up to that word, or the mesh has none
 }
 
 // findNode is a node's record, whatever its state, for a control node to tell that node of.
@@ -128,16 +130,21 @@ func (a *assembly) askStandingOf(ctx context.Context, target controlNode) (*iapm
 	return enroll.Standing(ctx, conn, a.id.public.NodeID, a.id.nodeKey())
 }
 
-// A node that no leader answers asks what became of it: soon, again and again while it reaches nobody, and ever less often once it was
-// answered, since the mesh may only lack a leader, and quarantine takes its time.
+// A node that no leader answers asks what became of it: first of all, again and again while it reaches nobody, and ever less often once it
+// was answered, since the mesh may only lack a leader, and quarantine takes its time.
 const (
-	standingFirst    = time.Second // a leader has answered by then, as a rule
+	settleWithin     = 3 * time.Second // nobody is served meanwhile
+	settleLook       = 10 * time.Millisecond
+	standingFirst    = time.Second
 	standingEvery    = 5 * time.Second
 	maxStandingEvery = time.Minute
 )
 
 // Run returns why the node has to end, or nil once ctx has.
 func (s *standing) Run(ctx context.Context) error {
+	if err := s.settle(ctx); err != nil {
+		return err
+	}
 	pause := standingEvery
 	timer := time.NewTimer(standingFirst)
 	defer timer.Stop()
@@ -169,6 +176,50 @@ func (s *standing) Run(ctx context.Context) error {
 			}
 		}
 		timer.Reset(pause/2 + rand.N(pause/2)) //nolint:gosec // spreads load, keeps no secret
+	}
+}
+
+// settle finds out where this node stands before it serves anybody: its view may be of before it was put out. A leader's answer will do, or
+// what all control nodes say; whoever reaches none of them in time serves by what it has, as a node does that is cut off while it runs.
+func (s *standing) settle(ctx context.Context) error {
+	loading, cancel := context.WithTimeout(ctx, settleWithin)
+	_, _ = s.source.Wait(loading, func(*state.View) bool { return s.own() != nil }) // by which it can tell what it served; without one it serves nobody
+	cancel()
+	asking, cancel := context.WithTimeout(ctx, settleWithin)
+	defer cancel()
+	said := make(chan state.Standing, 1)
+	go func() {
+		defer close(said)
+		if st, err := s.ask(asking); err == nil {
+			said <- st
+		}
+	}()
+	ticker := time.NewTicker(settleLook)
+	defer ticker.Stop()
+	for s.heard().IsZero() {
+		select {
+		case st, answered := <-said:
+			if answered {
+				if err := s.hear(ctx, st); err != nil {
+					return err // and has served nobody
+				}
+			}
+			close(s.settled)
+			return nil
+		case <-ticker.C:
+		}
+	}
+	close(s.settled)
+	return nil
+}
+
+// await waits until it is known where this node stands.
+func (s *standing) await(ctx context.Context) error {
+	select {
+	case <-s.settled:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

@@ -79,7 +79,12 @@ func (a *assembly) serveUsers(ctx context.Context) error {
 	a.closers = append(a.closers, func() { l.Close() })
 	a.users = u
 	a.base = append(a.base, part{"session keys", keys.Run}, part{"live set", u.live.Run}, part{"certificates", certificates.Run})
-	a.front = append(a.front, part{"proxy", func(ctx context.Context) error { return u.proxy.Run(ctx, l) }})
+	a.front = append(a.front, part{"proxy", func(ctx context.Context) error {
+		if err := a.standing.await(ctx); err != nil { // who calls meanwhile waits in the listener's backlog
+			return err
+		}
+		return u.proxy.Run(ctx, l)
+	}})
 	return nil
 }
 

@@ -164,6 +164,9 @@ func (m *Mesh) Cut(region string) { m.network.cut(m.In(region).config.Listen.Mes
 // Heal undoes Cut.
 func (m *Mesh) Heal(region string) { m.network.heal(m.In(region).config.Listen.Mesh) }
 
+// MoveAway makes every new connection of a region with another take a while.
+func (m *Mesh) MoveAway(region string) { m.network.moveAway(m.In(region).config.Listen.Mesh) }
+
 // Advance moves the clock of nodes that are started from now on.
 func (m *Mesh) Advance(d time.Duration) { m.offset.Add(int64(d)) }
 

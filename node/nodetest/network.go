@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 )
@@ -13,6 +14,7 @@ import (
 type network struct {
 	mu    sync.Mutex
 	away  map[string]bool // mesh addresses that are cut off; guarded by mu
+	far   map[string]bool // mesh addresses to which and from which a connection takes its time; guarded by mu
 	conns map[*link]bool  // open connections; guarded by mu
 }
 
@@ -22,7 +24,12 @@ type link struct {
 	from, to string
 }
 
-func newNetwork() *network { return &network{away: map[string]bool{}, conns: map[*link]bool{}} }
+// farAway is how long it takes to connect to a node that is far away.
+const farAway = 300 * time.Millisecond
+
+func newNetwork() *network {
+	return &network{away: map[string]bool{}, far: map[string]bool{}, conns: map[*link]bool{}}
+}
 
 func (n *network) severed(from, to string) bool { return from != to && (n.away[from] || n.away[to]) }
 
@@ -30,8 +37,14 @@ func (n *network) severed(from, to string) bool { return from != to && (n.away[f
 func (n *network) dialFrom(from, source string) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, kind, to string) (net.Conn, error) {
 		n.mu.Lock()
-		severed := n.severed(from, to)
+		severed, far := n.severed(from, to), n.far[from] || n.far[to]
 		n.mu.Unlock()
+		if far {
+			select {
+			case <-time.After(farAway):
+			case <-ctx.Done():
+			}
+		}
 		if severed {
 			return nil, fault.New(fault.Unavailable, "dial %s: the test has cut the network", to)
 		}
@@ -81,4 +94,10 @@ func (n *network) heal(addr string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.away, addr)
+}
+
+func (n *network) moveAway(addr string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.far[addr] = true
 }
