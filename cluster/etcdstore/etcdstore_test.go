@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -90,7 +91,12 @@ func TestACutOffLeaderIsFenced(t *testing.T) {
 	t.Parallel()
 	etcd := startEtcd(t)
 	w := newWay(t, etcd)
-	old, next := open(t, config(w.addr, "/m/", "control-1")), open(t, config(etcd, "/m/", "control-2"))
+	brief := func(addr, node string) member {
+		cfg := config(addr, "/m/", node)
+		cfg.LeaseTTL = 10 * time.Second // what the cut costs; long enough for a machine that stands still
+		return open(t, cfg)
+	}
+	old, next := brief(w.addr, "control-1"), brief(etcd, "control-2")
 	lead := func(m member) (terms chan store.Term, lost chan struct{}) {
 		terms, lost = make(chan store.Term), make(chan struct{}, 8)
 		go m.Lead(t.Context(), func(ctx context.Context, term store.Term) error {

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	patience = 30 * time.Second // bounds every wait; a test that works never reaches it
-	history  = 32               // small, so that the suite outruns it quickly
+	patience = 2 * time.Minute // bounds every wait; a test that works never reaches it
+	history  = 32              // small, so that the suite outruns it quickly
 )
 
 // startEtcd runs a real etcd of one member and returns its address.
@@ -77,9 +77,11 @@ func open(t testing.TB, cfg etcdstore.Config) member {
 	return member{s, stop}
 }
 
+// config is a store's that loses neither its connection nor its lease when the machine stands still for a while.
 func config(addr, prefix, node string) etcdstore.Config {
 	return etcdstore.Config{
-		Client: clientv3.Config{Endpoints: []string{addr}}, Prefix: prefix, NodeID: node, Address: node + ".example:7443", LeaseTTL: 2 * time.Second,
+		Client: clientv3.Config{Endpoints: []string{addr}, DialTimeout: patience, DialKeepAliveTime: patience, DialKeepAliveTimeout: patience},
+		Prefix: prefix, NodeID: node, Address: node + ".example:7443", LeaseTTL: 30 * time.Second,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/gossip"
 )
@@ -41,7 +42,8 @@ func (n *node) watch(t *testing.T, alive ...string) {
 func TestMembershipHoldsWhileTheKeyIsReplacedStepByStep(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	a, b, x := w.start("a", "r1", nil), w.start("b", "r1", nil), w.start("x", "r1", nil)
+	calm := func(c *gossip.Config) { c.ProbeInterval = 2 * time.Second } // a machine that stands still for a moment kills nobody
+	a, b, x := w.start("a", "r1", calm), w.start("b", "r1", calm), w.start("x", "r1", calm)
 	a.sees(t, "region/a alive", "region/b alive", "region/x alive")
 	b.sees(t, "region/a alive", "region/b alive", "region/x alive")
 	a.watch(t, "a", "b")
@@ -51,11 +53,7 @@ func TestMembershipHoldsWhileTheKeyIsReplacedStepByStep(t *testing.T) {
 		t.Helper()
 		for _, pair := range [][2]*node{{a, b}, {b, a}} {
 			sent++
-			msg := fmt.Sprintf("message %d", sent)
-			if err := pair[0].Broadcast([]byte(msg)); err != nil {
-				t.Fatal(err)
-			}
-			until(t, msg, func() bool { return slices.Contains(pair[1].received(), msg) })
+			pair[0].tell(t, fmt.Sprintf("message %d", sent), pair[1])
 		}
 	}
 	first, second, third := w.key, newKey(), newKey()

@@ -22,7 +22,10 @@ import (
 	"github.com/iapmesh/iapmesh/keyring"
 )
 
-const trustDomain = "mesh.test"
+const (
+	trustDomain = "mesh.test"
+	patience    = 2 * time.Minute // bounds every wait; a test that works never reaches it
+)
 
 // mesh is a CA, the records, and the view that all parties of a test share.
 type mesh struct {
@@ -169,7 +172,8 @@ func (m *mesh) port(cert *tls.Certificate, change func(*peer.Config), protos map
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	config := peer.Config{Listener: l, Identity: identity(m.t, cert), Trust: m}
+	// A loaded machine takes its time over a handshake, and between two calls.
+	config := peer.Config{Listener: l, Identity: identity(m.t, cert), Trust: m, HandshakeTimeout: patience, AnonymousLifetime: time.Hour}
 	if change != nil {
 		change(&config)
 	}
@@ -218,7 +222,7 @@ func (m *mesh) run(f func(context.Context) error) {
 
 func (m *mesh) dialer(cert *tls.Certificate) *peer.Dialer {
 	m.t.Helper()
-	d, err := peer.NewDialer(peer.DialConfig{Identity: identity(m.t, cert), Trust: m})
+	d, err := peer.NewDialer(peer.DialConfig{Identity: identity(m.t, cert), Trust: m, Timeout: patience})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -227,7 +231,7 @@ func (m *mesh) dialer(cert *tls.Certificate) *peer.Dialer {
 
 // echoes reports whether the connection is admitted by both ends: TLS 1.3 tells a client of a refusal with the first read.
 func echoes(c net.Conn) error {
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Write([]byte("ping")); err != nil {
 		return err
 	}
@@ -255,7 +259,7 @@ func try(t *testing.T, d *peer.Dialer, proto, node, addr string) error {
 // ended waits until the other end has ended c.
 func ended(t *testing.T, c net.Conn) {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(patience))
 	_, err := c.Read(make([]byte, 1))
 	var timeout net.Error
 	if err == nil || errors.As(err, &timeout) && timeout.Timeout() {

@@ -24,7 +24,8 @@ var allProtos = map[string]peer.Policy{
 func TestWhoIsAdmittedToWhat(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t)
-	server := m.port(m.node("c1", keyring.RoleControl), nil, allProtos)
+	now := time.Now() // and no later: how far a clock may be off is among what is tested
+	server := m.port(m.node("c1", keyring.RoleControl), func(c *peer.Config) { c.Clock = func() time.Time { return now } }, allProtos)
 
 	plainKey := newKey()
 	m.nodes["n9"] = &keyring.Node{ID: "n9", Region: "r1", Roles: []keyring.Role{keyring.RoleProxy}, PublicKey: plainKey.Public().(ed25519.PublicKey), State: keyring.NodeActive}
@@ -52,8 +53,8 @@ func TestWhoIsAdmittedToWhat(t *testing.T) {
 		"administrator":              {m.admin("a1", "ana", soon()), "iapmesh-join/1 h2 both"},
 		"no certificate":             {nil, "iapmesh-join/1"},
 		"revoked administrator":      {revokedAdmin, "iapmesh-join/1"},
-		"expired administrator":      {m.admin("a3", "eve", time.Now().Add(-2*time.Minute)), "iapmesh-join/1"},
-		"administrator by clock":     {m.admin("a4", "mel", time.Now().Add(-10*time.Second)), "iapmesh-join/1 h2 both"},
+		"expired administrator":      {m.admin("a3", "eve", now.Add(-2*time.Minute)), "iapmesh-join/1"},
+		"administrator by clock":     {m.admin("a4", "mel", now.Add(-10*time.Second)), "iapmesh-join/1 h2 both"},
 		"enrolled":                   {inState("s1", keyring.NodeEnrolled), "iapmesh-join/1 iapmesh-raft/1 iapmesh-mesh/1 both known"},
 		"lapsed":                     {inState("s2", keyring.NodeLapsed), "iapmesh-join/1 iapmesh-raft/1 iapmesh-mesh/1 both known"},
 		"quarantined":                {inState("s3", keyring.NodeQuarantined), "iapmesh-join/1 known"},
@@ -339,7 +340,7 @@ func TestWithoutAViewNobodyIsAdmitted(t *testing.T) {
 	if err := try(t, d, peer.ProtoMesh, "c1", server.addr); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("dial without view and bundle: %v", err)
 	}
-	bundled, err := peer.NewDialer(peer.DialConfig{Identity: identity(t, cert), Bundle: func() *peer.Bundle {
+	bundled, err := peer.NewDialer(peer.DialConfig{Timeout: patience, Identity: identity(t, cert), Bundle: func() *peer.Bundle {
 		return &peer.Bundle{Roots: m.roots(), TrustDomain: trustDomain}
 	}})
 	if err != nil {
@@ -444,7 +445,7 @@ func TestManyAtOnce(t *testing.T) {
 // until polls a condition.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {

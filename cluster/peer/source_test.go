@@ -36,7 +36,7 @@ func (b *bound) Snapshot() *keyring.Snapshot {
 // from dials as a node from a loopback address.
 func (m *mesh) from(t *testing.T, d peer.DialConfig, source string) *peer.Dialer {
 	t.Helper()
-	d.Trust = m
+	d.Trust, d.Timeout = m, patience
 	d.NetDial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
 		return dialer.DialContext(ctx, network, addr)

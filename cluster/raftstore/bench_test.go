@@ -114,7 +114,7 @@ func newRegions(b *testing.B) *group {
 	dir := b.TempDir()
 	for i := range 3 {
 		cfg := raftstore.Config{Dir: fmt.Sprint(dir, "/", i), NodeID: fmt.Sprint("node-", i), Seal: newSeal(), Bootstrap: i == 0}
-		g.members = append(g.members, g.start(cfg, "127.0.0.1:0"))
+		g.members = append(g.members, g.start(cfg, ""))
 	}
 	leader := g.leader()
 	for _, m := range g.members[1:] {
@@ -206,7 +206,7 @@ func BenchmarkVisible(b *testing.B) {
 func BenchmarkCommit(b *testing.B) {
 	for _, members := range []int{1, 3} {
 		b.Run(fmt.Sprintf("members=%d", members), func(b *testing.B) {
-			leader := newGroup(b, members, func(_ int, c *raftstore.Config) { c.Heartbeat = steady }).leader()
+			leader := newGroup(b, members, nil).leader()
 			var n atomic.Int64
 			b.SetParallelism(128) // 256 writers on two cores
 			b.ResetTimer()

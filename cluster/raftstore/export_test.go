@@ -18,6 +18,12 @@ func WithDisk(c Config, wrap func(raft.LogStore) raft.LogStore) Config {
 // Retry is what calls between members go through.
 func Retry(call func() error) error { return retry(call) }
 
+// NudgedPipeline is what raft sends by, and what sends nudges.
+func NudgedPipeline(inner raft.AppendPipeline) (p raft.AppendPipeline, nudge func(commit, term uint64)) {
+	own := &nudgedPipeline{AppendPipeline: inner}
+	return own, func(commit, term uint64) { own.send(notice{commit, term}) }
+}
+
 // EncodeCommit and DecodeCommit show the codec to its fuzzer.
 func EncodeCommit(t store.Txn) []byte { return encodeCommit(t) }
 

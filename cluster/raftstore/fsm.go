@@ -23,7 +23,7 @@ type fsm struct {
 	state   *statemap.Map
 	applied atomic.Uint64 // index of the last log entry applied
 
-	onCommitted func(index uint64) // called with the last index of each batch from raft, before readers see it
+	onCommitted func(notice) // called with the last index of each batch from raft, before readers see it
 }
 
 func newFSM(historyLimit int) *fsm {
@@ -43,7 +43,8 @@ func (f *fsm) Apply(log *raft.Log) any { return f.ApplyBatch([]*raft.Log{log})[0
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	answers := make([]any, len(logs))
 	if f.onCommitted != nil && len(logs) > 0 {
-		f.onCommitted(logs[len(logs)-1].Index)
+		last := logs[len(logs)-1]
+		f.onCommitted(notice{last.Index, last.Term})
 	}
 	f.applyAll(logs, answers)
 	return answers

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -22,22 +24,30 @@ import (
 
 func TestWritesResumeWithoutTheLeader(t *testing.T) {
 	t.Parallel()
-	g := newGroup(t, 3, nil)
-	old := g.leader()
-	terms, ended := make(chan store.Term, 1), make(chan error, 1)
-	go old.Lead(t.Context(), func(ctx context.Context, term store.Term) error {
-		terms <- term
-		<-ctx.Done()
-		ended <- ctx.Err()
-		return ctx.Err()
-	})
-	oldTerm := <-terms
-	mustCommit(t, old, put("before", "cut"))
+	g := newGroup(t, 3, brisk)
+	type reign struct {
+		of   *member
+		term store.Term
+		over <-chan struct{}
+	}
+	reigns := make(chan reign)
+	for _, m := range g.members {
+		go m.Lead(t.Context(), func(ctx context.Context, term store.Term) error {
+			select {
+			case reigns <- reign{m, term, ctx.Done()}:
+			case <-ctx.Done():
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+	}
+	first := <-reigns
+	old := first.of
+	mustWait(t, old, g.commit(put("before", "cut")))
 
 	g.net.Cut(old.addr)
-	next := g.leader(old)
-	rev := mustCommit(t, next, put("after", "cut"))
-	<-ended // the old leader noticed by itself
+	rev := g.commit(put("after", "cut"), old)
+	<-first.over // the old leader noticed by itself
 	if _, err := old.Commit(t.Context(), put("lost", "write")); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("commit at the leader that was cut off: %v, want unavailable", err)
 	}
@@ -45,26 +55,42 @@ func TestWritesResumeWithoutTheLeader(t *testing.T) {
 		t.Errorf("the member that is cut off reads %q", got)
 	}
 	fenced := put("after", "fenced")
-	fenced.Term = oldTerm
-	if _, err := next.Commit(t.Context(), fenced); !fault.Is(err, fault.Conflict) {
-		t.Errorf("commit under the old term: %v, want a conflict", err)
-	}
+	fenced.Term = first.term
+	g.attempt([]*member{old}, func(leader *member) error {
+		_, err := leader.Commit(t.Context(), fenced)
+		switch {
+		case err == nil:
+			t.Error("commit under the old term: it was taken")
+		case fault.Is(err, fault.Conflict):
+			err = nil
+		}
+		return err
+	})
 
 	g.net.Heal(old.addr)
-	mustWait(t, old, rev)
-	if got, want := dump(t, old), dump(t, next); got != want {
-		t.Errorf("after healing: %s, want %s", got, want)
+	for _, m := range g.members {
+		mustWait(t, m, rev)
+	}
+	for _, m := range g.others(old) {
+		if got, want := dump(t, m), dump(t, old); got != want {
+			t.Errorf("after healing %s has %s, want %s", m.cfg.NodeID, got, want)
+		}
 	}
 }
 
 func TestCallsOutliveDeadConnections(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// A socket that outlives its listener: nobody else can listen there.
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s")})
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.SetUnlinkOnClose(false)
 	l.Close()
-	_, refused := net.Dial("tcp", l.Addr().String())
+	_, refused := net.Dial("unix", l.Addr().String())
+	if !errors.Is(refused, syscall.ECONNREFUSED) {
+		t.Fatal(refused)
+	}
 	for name, tc := range map[string]struct {
 		failing error
 		calls   int
@@ -94,7 +120,7 @@ func TestCallsOutliveDeadConnections(t *testing.T) {
 
 func TestOthersNameTheLeader(t *testing.T) {
 	t.Parallel()
-	g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.Heartbeat = steady })
+	g := newGroup(t, 3, nil)
 	leader := g.leader()
 	rev := mustCommit(t, leader, put("k", "v"))
 	for _, m := range g.others(leader) {
@@ -119,9 +145,10 @@ func TestOthersNameTheLeader(t *testing.T) {
 
 func TestALoneVoterOfThreeNeitherCommitsNorSyncs(t *testing.T) {
 	t.Parallel()
-	g := newGroup(t, 3, nil)
+	g := newGroup(t, 3, brisk)
 	leader := g.leader()
-	rev := mustCommit(t, leader, put("k", "v"))
+	rev := g.commit(put("k", "v"))
+	mustWait(t, leader, rev)
 	for _, m := range g.others(leader) {
 		m.end(t)
 	}
@@ -141,15 +168,19 @@ func TestALoneVoterOfThreeNeitherCommitsNorSyncs(t *testing.T) {
 
 func TestACommitWhoseContextEndsIsInDoubt(t *testing.T) {
 	t.Parallel()
-	disk := &disk{gate: make(chan struct{})}
+	disk := newDisk()
 	g := newGroup(t, 1, func(_ int, c *raftstore.Config) { *c = raftstore.WithDisk(*c, disk.wrap) })
 	m := g.leader()
 	disk.stalls.Store(true)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	go func() {
+		<-disk.stalled // the entry is about to be written
+		cancel()
+	}()
 	_, err := m.Commit(ctx, put("k", "v"))
-	if !errors.Is(err, store.ErrInDoubt) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("commit: %v, want in doubt, because of the deadline", err)
+	if !errors.Is(err, store.ErrInDoubt) || !errors.Is(err, context.Canceled) {
+		t.Errorf("commit: %v, want in doubt, because of the context", err)
 	}
 	disk.stalls.Store(false)
 	close(disk.gate)
@@ -161,30 +192,25 @@ func TestACommitWhoseContextEndsIsInDoubt(t *testing.T) {
 
 func TestAPlannedStopHandsLeadershipOver(t *testing.T) {
 	t.Parallel()
-	g := newGroup(t, 3, func(_ int, c *raftstore.Config) {
-		c.Heartbeat = 5 * time.Second
-		c.Election = 5 * time.Second
-		c.Lease = 5 * time.Second
-	})
+	g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.Heartbeat = time.Hour }) // by timeout nobody would lead again
 	old := g.leader()
 	rev := mustCommit(t, old, put("k", "v"))
 	for _, m := range g.members {
 		mustWait(t, m, rev)
 	}
-	start := time.Now()
 	old.end(t)
 	mustCommit(t, g.leader(old), put("k", "w"))
-	if took := time.Since(start); took >= 5*time.Second {
-		t.Errorf("the next leader came after %v: by timeout, not by transfer", took)
-	}
 }
 
 // disk stalls or fails when told to.
 type disk struct {
 	raft.LogStore
 	stalls, fails atomic.Bool
-	gate          chan struct{}
+	gate          chan struct{} // what stalls goes on once it is closed
+	stalled       chan struct{} // has room for one word that something stalls
 }
+
+func newDisk() *disk { return &disk{gate: make(chan struct{}), stalled: make(chan struct{}, 1)} }
 
 func (d *disk) wrap(inner raft.LogStore) raft.LogStore {
 	d.LogStore = inner
@@ -196,18 +222,25 @@ func (d *disk) StoreLogs(logs []*raft.Log) error {
 		return errors.New("input/output error")
 	}
 	if d.stalls.Load() {
+		select {
+		case d.stalled <- struct{}{}:
+		default:
+		}
 		<-d.gate
 	}
 	return d.LogStore.StoreLogs(logs)
 }
 
+// stall is how long a write may take where a test has one fail: longer than a loaded machine's.
+const stall = 10 * time.Second
+
 func TestAStalledDiskEndsTheLeader(t *testing.T) {
 	t.Parallel()
 	disks := make([]*disk, 3)
 	g := newGroup(t, 3, func(i int, c *raftstore.Config) {
-		disks[i] = &disk{gate: make(chan struct{})}
+		disks[i] = newDisk()
 		*c = raftstore.WithDisk(*c, disks[i].wrap)
-		c.DiskStall = 200 * time.Millisecond
+		c.DiskStall = stall
 	})
 	for i, m := range g.members {
 		if m != g.leader() {
@@ -226,6 +259,7 @@ func TestAStalledDiskEndsTheLeader(t *testing.T) {
 			t.Fatal("run did not end")
 		}
 		g.net.Cut(m.addr) // what the end of the process does
+		g.elect(g.others(m)...)
 		mustCommit(t, g.leader(m), put("k", "w"))
 		return
 	}
@@ -233,8 +267,8 @@ func TestAStalledDiskEndsTheLeader(t *testing.T) {
 
 func TestAFailingDiskEndsTheMember(t *testing.T) {
 	t.Parallel()
-	disk := &disk{}
-	g := newGroup(t, 1, func(_ int, c *raftstore.Config) { *c = raftstore.WithDisk(*c, disk.wrap); c.DiskStall = time.Second })
+	disk := newDisk()
+	g := newGroup(t, 1, func(_ int, c *raftstore.Config) { *c = raftstore.WithDisk(*c, disk.wrap); c.DiskStall = stall })
 	m := g.leader()
 	disk.fails.Store(true)
 	if _, err := m.Commit(t.Context(), put("k", "v")); !errors.Is(err, store.ErrInDoubt) {
@@ -247,35 +281,29 @@ func TestAFailingDiskEndsTheMember(t *testing.T) {
 	}
 }
 
-// Without the nudge, an idle group's followers learn of a commit after CommitTimeout × [1, 2).
+// Without the nudge, an idle group's followers learn of a commit after CommitTimeout × [1, 2): here, after all patience.
 func TestFollowersLearnOfACommitAtOnce(t *testing.T) {
 	t.Parallel()
-	const commitTimeout = 3 * time.Second
-	g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.Heartbeat, c.CommitTimeout = steady, commitTimeout })
+	g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.CommitTimeout = 10 * patience })
 	leader := g.leader()
-	warm := mustCommit(t, leader, put("k", "warm"))
-	for _, m := range g.members {
-		mustWait(t, m, warm)
-	}
-	var worst time.Duration
+	eventually(t, "pipelines to all", func() bool { // while raft opens one, a nudge is lost
+		rev := mustCommit(t, leader, put("k", "warm"))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		return !slices.ContainsFunc(g.members, func(m *member) bool { return m.Wait(ctx, rev) != nil })
+	})
 	for i := range 5 {
-		start := time.Now()
 		rev := mustCommit(t, leader, put("k", fmt.Sprint(i)))
 		for _, m := range g.members {
 			mustWait(t, m, rev)
 		}
-		worst = max(worst, time.Since(start))
 	}
-	if worst >= commitTimeout {
-		t.Errorf("a commit took %v to be seen by all: as late as without a nudge", worst)
-	}
-	t.Logf("worst: %v", worst)
 }
 
 func TestAFollowerFarBehindGetsASnapshot(t *testing.T) {
 	t.Parallel()
 	const canary = "canary-77aa"
-	g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.TrailingLogs, c.Heartbeat = 8, steady })
+	g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.TrailingLogs = 8 })
 	leader := g.leader()
 	behind := g.others(leader)[0]
 	before := mustCommit(t, leader, put("k", "before"))
@@ -311,11 +339,11 @@ func TestAFollowerFarBehindGetsASnapshot(t *testing.T) {
 
 func TestMembersComeAndGo(t *testing.T) {
 	t.Parallel()
-	g := newGroup(t, 1, func(_ int, c *raftstore.Config) { c.Heartbeat = steady })
+	g := newGroup(t, 1, nil)
 	first := g.leader()
 	cfg := first.cfg
 	cfg.Dir, cfg.NodeID, cfg.Bootstrap = t.TempDir(), "node-b", false
-	b := g.start(cfg, "127.0.0.1:0")
+	b := g.start(cfg, "")
 	if err := first.AddNonvoter(t.Context(), "node-b", b.addr); err != nil {
 		t.Fatal(err)
 	}

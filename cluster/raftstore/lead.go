@@ -109,7 +109,7 @@ func (s *Store) awaitLeadership(ctx context.Context) (store.Term, <-chan struct{
 			case <-ctx.Done():
 				return 0, nil, ctx.Err()
 			case <-s.closed:
-				return 0, nil, errClosed()
+				return 0, nil, closedIn(ctx)
 			}
 		}
 		r, err := s.running()
@@ -143,6 +143,14 @@ func (s *Store) pause(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.closed:
-		return errClosed()
+		return closedIn(ctx)
 	}
+}
+
+// closedIn is why nothing goes on in a store that is closed: what ends its Run ends those who use it, and they may come here late.
+func closedIn(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errClosed()
 }

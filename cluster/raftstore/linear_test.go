@@ -82,7 +82,7 @@ func (r *recorder) grow(t *testing.T, by int) {
 // that the contract calls linearizable: Sync at the leader, Wait and Get at any member.
 func TestReadsAreLinearizableUnderLeaderChanges(t *testing.T) {
 	t.Parallel()
-	g := newGroup(t, 3, nil)
+	g := newGroup(t, 3, brisk)
 	ctx, stop := context.WithCancel(t.Context())
 	rec := &recorder{start: time.Now()}
 	var wg sync.WaitGroup
@@ -117,7 +117,7 @@ func TestReadsAreLinearizableUnderLeaderChanges(t *testing.T) {
 	rec.grow(t, 200)
 	stop()
 	wg.Wait()
-	result, info := porcupine.CheckOperationsVerbose(registers, rec.history, time.Minute)
+	result, info := porcupine.CheckOperationsVerbose(registers, rec.history, 10*time.Minute)
 	if result != porcupine.Ok {
 		t.Errorf("history of %d operations is %s", len(rec.history), result)
 		if err := porcupine.VisualizePath(registers, info, t.ArtifactDir()+"/history.html"); err != nil {

@@ -212,7 +212,8 @@ func (s *Store) Close() error {
 			s.metrics.unregister()
 		}
 		if s.lock != nil {
-			err = errors.Join(err, s.lock.Close())
+			// In so many words: a process that is being forked at this moment holds the file open, too.
+			err = errors.Join(err, syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN), s.lock.Close())
 		}
 		if s.cfg.Transport != nil {
 			err = errors.Join(err, ignoreClosed(s.cfg.Transport.Close()))

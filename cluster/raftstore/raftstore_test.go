@@ -14,9 +14,6 @@ import (
 // history is small, so that the suite outruns it quickly.
 const history = 32
 
-// steady is a heartbeat timeout that a loaded machine does not miss: these tests want no elections of their own.
-const steady = time.Second
-
 func TestConformanceAlone(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) storetest.Harness {
@@ -28,7 +25,7 @@ func TestConformanceAlone(t *testing.T) {
 				m.end(t)
 				m = g.start(m.cfg, m.addr)
 				g.members[0] = m
-				return g.leader()
+				return g.elect(m)
 			},
 			Forget: func(t *testing.T) { mustWait(t, m, forget(t, m)) },
 			Lag:    history + 1,
@@ -40,17 +37,17 @@ func TestConformanceAlone(t *testing.T) {
 func TestConformanceOfThree(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) storetest.Harness {
-		g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.History, c.Heartbeat = history, steady })
+		g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.History = history })
 		return storetest.Harness{
 			Store: groupStore{Reader: g.members[0], group: g},
 			Reopen: func(t *testing.T) store.Store {
-				for _, m := range g.members {
-					m.end(t)
+				if err := g.end(); err != nil {
+					t.Error(err)
 				}
 				for i, m := range g.members {
 					g.members[i] = g.start(m.cfg, m.addr)
 				}
-				g.leader() // the suite does not commit before there is one
+				g.elect(g.members...) // the suite does not commit before there is one
 				return groupStore{Reader: g.members[0], group: g}
 			},
 			Forget: func(t *testing.T) { mustWait(t, g.members[0], forget(t, g.leader())) },
@@ -112,7 +109,7 @@ func (s groupStore) Lead(ctx context.Context, f func(context.Context, store.Term
 func TestConformanceOfAFollower(t *testing.T) {
 	t.Parallel()
 	storetest.RunReader(t, func(t *testing.T) storetest.ReaderHarness {
-		g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.History, c.Heartbeat = history, steady })
+		g := newGroup(t, 3, func(_ int, c *raftstore.Config) { c.History = history })
 		leader := g.leader()
 		follower := g.others(leader)[0]
 		return storetest.ReaderHarness{

@@ -56,10 +56,10 @@ func (s *Store) startRaft(notify chan<- bool) (*raft.Raft, error) {
 		Timeout:         s.cfg.RPCTimeout,
 	})
 	trans := &nudgingTransport{retryTransport: &retryTransport{net}, pipelines: map[*nudgedPipeline]struct{}{}}
-	s.fsm.onCommitted = func(index uint64) {
-		trans.nudge(index)
-		s.log.sealed.staged.Store(index)
-		if err := s.marker.set(index); err != nil {
+	s.fsm.onCommitted = func(n notice) {
+		trans.nudge(n)
+		s.log.sealed.staged.Store(n.commit)
+		if err := s.marker.set(n.commit); err != nil {
 			s.cfg.Logger.Error("raft marker not written", "error", err)
 		}
 	}
@@ -83,8 +83,10 @@ func (s *Store) newRaft(rc *raft.Config, trans *nudgingTransport) (*raft.Raft, e
 
 // watchDisk returns nil when ctx ends, or an error when the disk keeps this member from its duty.
 func (s *Store) watchDisk(ctx context.Context) error {
-	tick := time.NewTicker(max(s.cfg.DiskStall/8, time.Millisecond))
+	look := max(s.cfg.DiskStall/8, time.Millisecond)
+	tick := time.NewTicker(look)
 	defer tick.Stop()
+	late := false // at the last look: a process that itself stood still meanwhile finds the write done at the next
 	for {
 		select {
 		case <-ctx.Done():
@@ -95,8 +97,12 @@ func (s *Store) watchDisk(ctx context.Context) error {
 		if failed != nil {
 			return fmt.Errorf("%w: %w", ErrDiskFailed, failed)
 		}
-		if busy > s.cfg.DiskStall && s.raft.Load().State() == raft.Leader {
+		stalled := busy > s.cfg.DiskStall && s.raft.Load().State() == raft.Leader
+		if stalled && late {
 			return fmt.Errorf("%w for %v", ErrDiskStalled, busy.Round(time.Millisecond))
+		}
+		if late = stalled; late {
+			tick.Reset(look) // a whole period to the next look
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/cipher"
 	"io"
+	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -11,6 +12,12 @@ import (
 	"github.com/iapmesh/iapmesh/cluster/store"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
+
+// WithFarewell lets a node that may not follow any more be told why for so long.
+func WithFarewell(c ServerConfig, d time.Duration) ServerConfig {
+	c.farewell = d
+	return c
+}
 
 // Follower applies messages as a Replica does, without a disk.
 type Follower struct {

@@ -206,7 +206,15 @@ func (s *session) apply() error {
 		case <-retry.C:
 			s.replica.persistAgain()
 		case <-s.ctx.Done():
-			return nil
+			// What came before the end counts: it may be that this node is revoked, which no source tells it again.
+			select {
+			case u := <-s.updates:
+				if err := s.replica.apply(s.batch(u)); err != nil {
+					return err
+				}
+			default:
+				return nil
+			}
 		}
 	}
 }

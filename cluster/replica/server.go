@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -36,10 +37,9 @@ type ServerConfig struct {
 	Leader     func() (id, address string)
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
-}
 
-// farewell bounds how long a node that may not follow any more is told why.
-const farewell = time.Second
+	farewell time.Duration // for tests: how long a node that may not follow any more is told why; 1 s
+}
 
 // Server streams the state to followers.
 type Server struct {
@@ -67,6 +67,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.farewell = cmp.Or(cfg.farewell, time.Second)
 	m, err := newServerMetrics(cfg.Registerer)
 	if err != nil {
 		m.unregister()
@@ -250,7 +251,7 @@ func (o *outgoing) answer() error {
 			if o.cfg.Own != nil && fault.Is(err, fault.Denied) {
 				select { // the change that says so is on its way
 				case <-o.ctx.Done():
-				case <-time.After(farewell):
+				case <-time.After(o.cfg.farewell):
 				}
 			}
 			return err
