@@ -47,7 +47,7 @@ var mayImport = map[string][]string{
 	"internal/dev":          {"internal/dev/...", proto, fault},
 	"internal/profile":      {"cluster/peer", fault},
 	"internal/snapshotfile": {"cluster/store", "keyring/seal", fault},
-	"internal/backup":       {"internal/profile", "internal/snapshotfile", "keyring", "node/state", "audit", proto, fault},
+	"internal/backup":       {"internal/profile", "internal/snapshotfile", "keyring", "node/state", "audit", "audit/collect", proto, fault},
 	"internal/dev/ca":       {fault},
 	"internal/dev/page":     {fault},
 	"internal/dev/app":      {"internal/dev/...", proto, fault},

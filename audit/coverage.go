@@ -87,8 +87,17 @@ type Completeness struct {
 	Complete bool      `json:"complete"`
 	Nodes    int       `json:"nodes"`   // that could write in the window
 	Records  uint64    `json:"records"` // of theirs, in the window
-	UpTo     time.Time `json:"up_to"`   // until when the trail of every node is there
+	UpTo     time.Time `json:"up_to"`   // until when the trail of every node is there; one that ended before, to its end
+	Ended    []Ended   `json:"ended,omitempty"`
 	Missing  []Missing `json:"missing,omitempty"`
+}
+
+// Ended is a node that was stopped within the window by what somebody says, not long after the last that its trail proves. How it ended
+// nobody has signed: one that was killed may have taken its last records with it.
+type Ended struct {
+	Node string    `json:"node"`
+	UpTo time.Time `json:"up_to"` // the trail is there until then
+	End  time.Time `json:"end"`
 }
 
 // Hold verifies the newest checkpoint of a run: that its node signed it, and that the aggregator countersigned it. An error says that what
@@ -201,13 +210,13 @@ func Judge(expected []Expected, held []Held, w Window) Completeness {
 		runs[h.Node] = append(runs[h.Node], h)
 	}
 	for _, e := range expected {
-		from, to := w.From, w.To
+		from, to, ends := w.From, w.To, false
 		if e.Since.After(from) {
 			from = e.Since
 		}
 		if !e.PutOut.IsZero() {
 			if until := e.until(runs[e.Node]); !until.IsZero() && until.Before(to) {
-				to = until
+				to, ends = until, true
 			}
 		}
 		if !from.Before(to) {
@@ -217,7 +226,13 @@ func Judge(expected []Expected, held []Held, w Window) Completeness {
 		j := judge{node: e.Node, from: from, to: to, slack: w.Slack}
 		j.runs(runs[e.Node])
 		out.Missing = append(out.Missing, j.missing...)
-		if j.upTo.Before(out.UpTo) && j.upTo.Before(to) {
+		switch {
+		case !j.upTo.Before(to):
+		case ends && !j.short: // nothing more will come: what is proved of the others is no less for that
+			if e.Gone { // else its own word is among what is proved
+				out.Ended = append(out.Ended, Ended{Node: e.Node, UpTo: j.upTo, End: to})
+			}
+		case j.upTo.Before(out.UpTo):
 			out.UpTo = j.upTo
 		}
 		for _, h := range runs[e.Node] {
@@ -234,6 +249,7 @@ type judge struct {
 	from, to time.Time
 	slack    time.Duration
 	upTo     time.Time
+	short    bool // the trail does not reach the end
 	missing  []Missing
 }
 
@@ -252,7 +268,7 @@ func (j *judge) add(m Missing) {
 
 func (j *judge) runs(runs []Held) {
 	if len(runs) == 0 {
-		j.upTo = j.from
+		j.upTo, j.short = j.from, true
 		j.add(Missing{Kind: MissingNode, From: j.from, To: j.to})
 		return
 	}
@@ -267,7 +283,7 @@ func (j *judge) runs(runs []Held) {
 	if j.upTo.Before(j.from) {
 		j.upTo = j.from
 	}
-	if j.upTo.Add(j.slack).Before(j.to) {
+	if j.short = j.upTo.Add(j.slack).Before(j.to); j.short {
 		j.add(Missing{Kind: MissingAfter, From: j.upTo, To: j.to})
 	}
 }

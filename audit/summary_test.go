@@ -191,6 +191,9 @@ func TestWhetherATrailIsComplete(t *testing.T) {
 		"not yet there, gone":       {[]audit.Expected{{Node: "n1", Since: at(11 * hour)}, {Node: "n2", Since: at(0), PutOut: at(hour), Gone: true}}, nil, whole, "", 10 * hour},
 		"left, and nothing after":   {gone, []audit.Held{heldRun(started(0), 10, 6*hour, seqs(0, 10, 0, 6*hour))}, whole, "after 21600", 6 * hour},
 		"left with all":             {gone, []audit.Held{heldRun(started(0), 10, 7*hour, seqs(0, 10, 0, 6*hour))}, whole, "", 10 * hour},
+		"left, all but a second":    {gone, []audit.Held{heldRun(started(0), 10, 7*hour-1, seqs(0, 10, 0, 6*hour))}, whole, "", 10 * hour},
+		"left at once, and nothing": {[]audit.Expected{{Node: "n1", Since: at(7*hour - 5), PutOut: at(7 * hour), Gone: true}}, nil, whole, "never_shipped", 7*hour - 5},
+		"left with a hole":          {gone, []audit.Held{heldRun(started(0), 10, 7*hour-1, seqs(0, 5, 0, 6*hour), seqs(6, 10, 6*hour, 7*hour-1))}, whole, "records 5-6", 10 * hour},
 		"put out, without a word":   {putOut, []audit.Held{heldRun(started(0), 10, 7*hour, seqs(0, 10, 0, 7*hour))}, whole, "after 25200", 7 * hour},
 		"put out, and says so":      {putOut, []audit.Held{said(heldRun(started(0), 10, 8*hour, seqs(0, 10, 0, 8*hour)), 9, 8*hour, 7*hour)}, whole, "", 10 * hour},
 		"says so of another time":   {putOut, []audit.Held{said(heldRun(started(0), 10, 8*hour, seqs(0, 10, 0, 8*hour)), 9, 8*hour, 6*hour)}, whole, "after 28800", 8 * hour},
@@ -253,6 +256,39 @@ func TestWhetherATrailIsComplete(t *testing.T) {
 				t.Errorf("complete %v up to %s, want %s", got.Complete, got.UpTo, at(tc.upTo))
 			}
 		})
+	}
+}
+
+// A node that has left holds nobody back: what the others have signed since counts. How much of its last seconds is there is said.
+func TestANodeThatHasEndedIsNamedAndHoldsNobodyBack(t *testing.T) {
+	t.Parallel()
+	w := audit.Window{From: at(0), To: at(1000), Slack: 15 * time.Second}
+	other := heldRun(started(0), 10, 997, seqs(0, 10, 0, 990))
+	other.Node = "n2"
+	left := func(proved int64) []audit.Held {
+		return []audit.Held{heldRun(started(0), 10, proved, seqs(0, 10, 0, 500)), other}
+	}
+	expected := []audit.Expected{{Node: "n1", Since: at(0), PutOut: at(600), Gone: true}, {Node: "n2", Since: at(0)}}
+	for name, tc := range map[string]struct {
+		proved int64
+		upTo   int64
+		ended  []audit.Ended
+	}{
+		"to its end":       {600, 997, nil},
+		"nearly":           {598, 997, []audit.Ended{{Node: "n1", UpTo: at(598), End: at(600)}}},
+		"not to its end":   {580, 580, nil},
+		"and long before":  {100, 100, nil},
+		"beyond, by clock": {601, 997, nil},
+	} {
+		got := audit.Judge(expected, left(tc.proved), w)
+		if diff := cmp.Diff(tc.ended, got.Ended); diff != "" || !got.UpTo.Equal(at(tc.upTo)) || got.Complete != (tc.upTo == 997) {
+			t.Errorf("%s: complete %v up to %s: %s", name, got.Complete, got.UpTo, diff)
+		}
+	}
+	// One that nobody has said to be stopped is awaited, however near its trail is to where it was put out.
+	expected[0].Gone = false
+	if got := audit.Judge(expected, left(599), w); got.Complete || !got.UpTo.Equal(at(599)) || len(got.Ended) != 0 {
+		t.Errorf("not confirmed: %+v", got)
 	}
 }
 

@@ -58,7 +58,7 @@ func Open(cfg Config) (*Aggregator, error) {
 	return &Aggregator{cfg: cfg, metrics: newMetrics(cfg.Registerer), lock: lock, runs: map[runKey]*runLog{}, changed: make(chan struct{})}, nil
 }
 
-// Close closes the files. Streams must have ended.
+// Close closes the files. A stream that has not ended yet is told Unavailable and writes no more: the directory may be open elsewhere by then.
 func (a *Aggregator) Close() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -68,7 +68,8 @@ func (a *Aggregator) Close() error {
 	}
 	a.runs = map[runKey]*runLog{}
 	if a.lock != nil {
-		errs = append(errs, a.lock.Close())
+		// In so many words: a process that is being forked at this moment holds the file open, too.
+		errs = append(errs, unix.Flock(int(a.lock.Fd()), unix.LOCK_UN), a.lock.Close())
 		a.lock = nil
 	}
 	return errors.Join(errs...)
@@ -78,6 +79,9 @@ func (a *Aggregator) Close() error {
 func (a *Aggregator) log(node string, run audit.Run) (*runLog, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.lock == nil {
+		return nil, fault.New(fault.Unavailable, "open run %s of %s: the audit store is closed", run, node)
+	}
 	k := runKey{node, run}
 	if l := a.runs[k]; l != nil {
 		return l, nil
@@ -92,10 +96,12 @@ func (a *Aggregator) log(node string, run audit.Run) (*runLog, error) {
 
 // forget makes the next use read the run anew from the disk: after a write that failed, memory is not what counts.
 func (a *Aggregator) forget(l *runLog) {
+	_ = l.close() // first, so that nobody writes any more when it is read anew; its content is what counts
 	a.mu.Lock()
-	delete(a.runs, runKey{l.node, l.run})
-	a.mu.Unlock()
-	_ = l.close() // its content is read anew
+	defer a.mu.Unlock()
+	if k := (runKey{l.node, l.run}); a.runs[k] == l { // another stream may have had it read anew already
+		delete(a.runs, k)
+	}
 }
 
 // stored wakes those who follow.

@@ -30,10 +30,15 @@ func (a *Aggregator) admit(node string, run audit.Run, frames []byte) error {
 	if a.cfg.Trusted == nil {
 		return nil
 	}
+	trusted, fresh, pending := a.cfg.Trusted(node), false, 0
+	if !trusted {
+		// Before the lock: the run may be waiting for the disk, and no other node is to wait with it.
+		fresh, pending = a.progress(node, run)
+	}
 	r := &a.remainders
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if a.cfg.Trusted(node) {
+	if trusted {
 		delete(r.taken, node)
 		return nil
 	}
@@ -45,7 +50,6 @@ func (a *Aggregator) admit(node string, run audit.Run, frames []byte) error {
 		t = &remainder{}
 		r.taken[node] = t
 	}
-	fresh, pending := a.progress(node, run)
 	switch {
 	case t.bytes+len(frames) > maxRemainder:
 		return fault.New(fault.Exhausted, "node %s was put out, and has handed in %d bytes since: no more is taken", node, t.bytes)
@@ -61,7 +65,7 @@ func (a *Aggregator) admit(node string, run audit.Run, frames []byte) error {
 	return nil
 }
 
-// progress says whether a run is one that is not known yet, and how much of it waits for a checkpoint.
+// progress says whether a run is one that is not known yet, and how much of it waits for a checkpoint. It may wait for the disk.
 func (a *Aggregator) progress(node string, run audit.Run) (fresh bool, pending int) {
 	a.mu.Lock()
 	l := a.runs[runKey{node, run}]

@@ -31,6 +31,7 @@ type runLog struct {
 	pending  []pendingFrame
 	bytes    int  // of pending
 	forked   bool // refused from now on
+	closed   bool // nothing more is taken: the files may be somebody else's by now
 }
 
 // segment is a file and how much of it is durable.
@@ -50,42 +51,56 @@ func openRun(dir, node string, run audit.Run, segmentBytes int64, maxPending int
 	if _, err := os.Stat(filepath.Join(dir, "forked")); err == nil {
 		l.forked = true
 	}
-	names, err := filepath.Glob(filepath.Join(dir, "*.segment")) // sorted by their first record
+	segments, tree, begun, err := proved(dir, run)
 	if err != nil {
 		return nil, err
 	}
-	for len(names) > 0 {
-		last := names[len(names)-1]
-		proved, tree, err := scan(last, run)
-		if err != nil {
+	for _, name := range begun {
+		if err := os.Remove(name); err != nil {
 			return nil, err
 		}
-		if tree == nil { // not even its edge was written
-			if err := os.Remove(last); err != nil {
-				return nil, err
-			}
-			names = names[:len(names)-1]
+	}
+	if len(segments) == 0 {
+		return l, nil
+	}
+	last := segments[len(segments)-1]
+	f, err := os.OpenFile(last.path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Truncate(last.end); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	l.file, l.tree, l.segments = f, tree, segments
+	return l, nil
+}
+
+// proved finds how much of each file of a run counts, and the tree at the end. Of those that were begun not even the edge was written.
+func proved(dir string, run audit.Run) (segments []segment, tree *audit.Tree, begun []string, err error) {
+	names, err := filepath.Glob(filepath.Join(dir, "*.segment")) // sorted by their first record
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	var end int64
+	for ; len(names) > 0 && tree == nil; names = names[:len(names)-1] {
+		last := names[len(names)-1]
+		if end, tree, err = scan(last, run); err != nil {
+			return nil, nil, nil, err
+		}
+		if tree == nil {
+			begun = append(begun, last)
 			continue
 		}
-		f, err := os.OpenFile(last, os.O_RDWR, 0)
-		if err != nil {
-			return nil, err
-		}
-		if err := f.Truncate(proved); err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
-		l.file, l.tree = f, tree
 		for _, name := range names[:len(names)-1] {
 			info, err := os.Stat(name)
 			if err != nil {
-				return nil, errors.Join(err, f.Close())
+				return nil, nil, nil, err
 			}
-			l.segments = append(l.segments, segment{name, info.Size()})
+			segments = append(segments, segment{name, info.Size()})
 		}
-		l.segments = append(l.segments, segment{last, proved})
-		break
+		segments = append(segments, segment{last, end})
 	}
-	return l, nil
+	return segments, tree, begun, nil
 }
 
 // scan returns where the last stretch ends that a checkpoint follows, and the tree up to there.
@@ -147,6 +162,9 @@ func (e *errFork) Error() string { return e.text }
 func (l *runLog) receive(data []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return l.errClosed()
+	}
 	data = bytes.Clone(data)
 	for len(data) > 0 {
 		f, n, err := audit.DecodeFrame(data)
@@ -262,6 +280,8 @@ func (l *runLog) prove(c audit.Checkpoint, now time.Time, countersign func() ([]
 	defer l.mu.Unlock()
 	size := l.tree.Size()
 	switch {
+	case l.closed:
+		return 0, nil, l.errClosed()
 	case c.Size < size:
 		return 0, nil, nil // older than what is stored
 	case c.Size-size > uint64(len(l.pending)):
@@ -345,9 +365,14 @@ func (l *runLog) begin() error {
 	return nil
 }
 
+func (l *runLog) errClosed() error {
+	return fault.New(fault.Unavailable, "store run %s of %s: it was closed", l.run, l.node)
+}
+
 func (l *runLog) close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	if l.file == nil {
 		return nil
 	}

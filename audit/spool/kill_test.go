@@ -9,9 +9,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/audit/spool"
+	"github.com/iapmesh/iapmesh/internal/fault"
 )
 
 const childDir = "IAPMESH_TEST_SPOOL"
@@ -39,6 +41,9 @@ func appendForever(dir string) {
 		wg.Go(func() {
 			for i := 0; ; i++ {
 				ticket, err := s.Append(decision(p*1_000_000 + i))
+				for ; fault.Is(err, fault.Exhausted); ticket, err = s.Append(decision(p*1_000_000 + i)) {
+					<-time.After(5 * time.Millisecond) // the next segment is not ready yet
+				}
 				if err != nil {
 					fmt.Fprintln(os.Stderr, err)
 					return
@@ -76,6 +81,7 @@ func TestNothingDurableIsLostByKill9(t *testing.T) {
 		lines.Scan()
 		run := lines.Text()
 		acknowledged[run] = map[uint64]string{}
+		killed := false
 		for lines.Scan() {
 			seq, number, whole := strings.Cut(lines.Text(), " ")
 			n, err := strconv.ParseUint(seq, 10, 64)
@@ -87,9 +93,12 @@ func TestNothingDurableIsLostByKill9(t *testing.T) {
 				if err := child.Process.Kill(); err != nil {
 					t.Fatal(err)
 				}
+				killed = true
 			}
 		}
-		_ = child.Wait()
+		if err := child.Wait(); !killed {
+			t.Fatalf("life %d ended by itself: %v", life, err)
+		}
 	}
 	s, _ := running(t, config(dir))
 	trails := read(t, s, nil, s.RunName(), 1)

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -231,7 +233,8 @@ func (s *Spool) Close() error {
 	for _, seg := range s.ahead {
 		seg.file.Close()
 	}
-	err := s.lock.Close()
+	// In so many words: a process that is being forked at this moment holds the file open, too.
+	err := errors.Join(unix.Flock(int(s.lock.Fd()), unix.LOCK_UN), s.lock.Close())
 	s.lock = nil
 	return err
 }
