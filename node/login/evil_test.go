@@ -33,6 +33,7 @@ type evil struct {
 
 func (w *world) evil() *evil {
 	w.t.Helper()
+	w.stopClock() // what it says is right or wrong by seconds
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		w.t.Fatal(err)

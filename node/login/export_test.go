@@ -1,9 +1,14 @@
 package login
 
 import (
+	"time"
+
 	"github.com/iapmesh/iapmesh/internal/identity"
 	"github.com/iapmesh/iapmesh/node/state"
 )
+
+// Patient lets identity providers take many times as long as usual: a busy machine may stop for seconds in the middle of a handshake.
+func (l *Login) Patient() { l.providers.patience = 5 * time.Minute }
 
 // ParseReturn is parseReturn, as the address that a browser would be sent to.
 func ParseReturn(host, address, port string) (string, error) {

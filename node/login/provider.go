@@ -60,8 +60,9 @@ type failed struct {
 
 // providers discovers identity providers when they are first needed, and remembers them.
 type providers struct {
-	now    func() time.Time
-	flight singleflight.Group
+	now      func() time.Time
+	patience time.Duration // by which a provider may take longer; 0 but in tests
+	flight   singleflight.Group
 
 	mu     sync.Mutex
 	known  map[string]*party // by name; guarded by mu
@@ -96,9 +97,9 @@ func (ps *providers) get(ctx context.Context, p *resource.IdentityProvider) (*pa
 	}
 	// The flight is everybody's: it does not end with the request that began it.
 	done := ps.flight.DoChan(p.Name+"/"+digest, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeFor)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeFor+ps.patience)
 		defer cancel()
-		found, err := discover(ctx, p, digest)
+		found, err := discover(ctx, p, digest, ps.patience)
 		ps.mu.Lock()
 		defer ps.mu.Unlock()
 		if err != nil {
@@ -132,8 +133,8 @@ func (p *party) orElse(err error) (*party, error) {
 	return p, nil
 }
 
-func discover(ctx context.Context, p *resource.IdentityProvider, digest string) (*party, error) {
-	client, err := providerClient(p.OIDC.CA)
+func discover(ctx context.Context, p *resource.IdentityProvider, digest string, patience time.Duration) (*party, error) {
+	client, err := providerClient(p.OIDC.CA, patience)
 	if err != nil {
 		return nil, fmt.Errorf("provider %s: %w", p.Name, err)
 	}
@@ -182,7 +183,7 @@ func (p *party) oauth(secret, redirect string) *oauth2.Config {
 }
 
 // providerClient follows no redirects: a provider's endpoints are what its discovery document says.
-func providerClient(ca string) (*http.Client, error) {
+func providerClient(ca string, patience time.Duration) (*http.Client, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if ca != "" {
 		config.RootCAs = x509.NewCertPool()
@@ -191,14 +192,14 @@ func providerClient(ca string) (*http.Client, error) {
 		}
 	}
 	return &http.Client{
-		Timeout:       exchangeFor,
+		Timeout:       exchangeFor + patience,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("redirects are not followed") },
 		Transport: capped{&http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+			DialContext:            (&net.Dialer{Timeout: 5*time.Second + patience}).DialContext,
 			TLSClientConfig:        config,
-			TLSHandshakeTimeout:    5 * time.Second,
-			ResponseHeaderTimeout:  10 * time.Second,
+			TLSHandshakeTimeout:    5*time.Second + patience,
+			ResponseHeaderTimeout:  10*time.Second + patience,
 			MaxResponseHeaderBytes: 64 << 10,
 			MaxIdleConnsPerHost:    4,
 			IdleConnTimeout:        30 * time.Second,

@@ -1,20 +1,17 @@
 package login_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,7 +21,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/iapmesh/iapmesh/audit"
-	"github.com/iapmesh/iapmesh/internal/dev"
 	"github.com/iapmesh/iapmesh/internal/dev/ca"
 	"github.com/iapmesh/iapmesh/internal/dev/idp"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -52,6 +48,7 @@ type world struct {
 	idps      map[string]*provider // by name: dev, other
 	regions   map[string]*region   // eu, us
 	clock     atomic.Int64         // seconds ahead
+	stopped   atomic.Pointer[time.Time]
 	views     *views
 	contents  keyring.Contents
 	at        revision.Revision
@@ -186,7 +183,11 @@ func (w *world) startProvider(name string) {
 		}
 		(*handler.Load()).ServeHTTP(rw, r)
 	}))
-	config := idp.Config{Issuer: p.server.URL, ClientID: "iapmesh", ClientSecret: clientSecret}
+	began := time.Now()
+	config := idp.Config{
+		Issuer: p.server.URL, ClientID: "iapmesh", ClientSecret: clientSecret,
+		Now: func() time.Time { return began }, // its codes, which are good for a minute, do not run out on a busy machine
+	}
 	for name := range w.regions {
 		config.RedirectURIs = append(config.RedirectURIs, w.url(name, "auth", callbackPath))
 	}
@@ -327,6 +328,7 @@ func (w *world) join(r *region, secrets seal.Member, selector string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	r.login.Patient()
 	r.handler = w.application(r, verifier)
 }
 
@@ -364,7 +366,19 @@ type greeting struct {
 	URI            string
 }
 
-func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.clock.Load()) * time.Second) }
+func (w *world) now() time.Time {
+	now := time.Now()
+	if at := w.stopped.Load(); at != nil {
+		now = *at
+	}
+	return now.Add(time.Duration(w.clock.Load()) * time.Second)
+}
+
+// stopClock has time pass by clock alone. The development providers do not follow it.
+func (w *world) stopClock() {
+	now := time.Now()
+	w.stopped.Store(&now)
+}
 
 func (w *world) port(region string) string {
 	_, port, _ := net.SplitHostPort(w.regions[region].server.Listener.Addr().String())
@@ -383,103 +397,4 @@ func (w *world) password(username string) string {
 	}
 	w.t.Fatalf("no user %s", username)
 	return ""
-}
-
-// user is a person's browser. Before each redirect it asks steer, which may change the address, or stop there.
-type user struct {
-	*dev.Browser
-	w     *world
-	hops  []string
-	steer func(*url.URL) error
-}
-
-func (w *world) user() *user {
-	u := &user{Browser: dev.NewBrowser(dev.Config{CA: w.authority.Pool(), Timeout: 20 * time.Second}), w: w}
-	rules := u.Client.CheckRedirect
-	u.Client.CheckRedirect = func(r *http.Request, via []*http.Request) error {
-		if u.steer != nil {
-			if err := u.steer(r.URL); err != nil {
-				return err
-			}
-		}
-		u.hops = append(u.hops, r.URL.Host+r.URL.Path)
-		return rules(r, via)
-	}
-	w.t.Cleanup(u.Client.CloseIdleConnections)
-	return u
-}
-
-// stopAt makes the browser stop before it follows a redirect to path, which it does with the next visit.
-func (u *user) stopAt(path string) {
-	u.steer = func(to *url.URL) error {
-		if to.Path == path {
-			return http.ErrUseLastResponse
-		}
-		return nil
-	}
-}
-
-// goOn lets the browser follow redirects again.
-func (u *user) goOn() { u.steer = nil }
-
-func (u *user) get(address string) *http.Response {
-	u.w.t.Helper()
-	page, err := u.Get(u.w.t.Context(), address)
-	if err != nil {
-		u.w.t.Fatal(err)
-	}
-	return page
-}
-
-func (u *user) signIn(address, username string) *http.Response {
-	u.w.t.Helper()
-	page, err := u.SignIn(u.w.t.Context(), address, username, u.w.password(username))
-	if err != nil {
-		u.w.t.Fatal(err)
-	}
-	return page
-}
-
-// ticketURL signs in, and stops where the browser would hand in its ticket.
-func (u *user) ticketURL(address, username string) string {
-	u.w.t.Helper()
-	u.stopAt(handoffPath)
-	defer u.goOn()
-	page := u.signIn(address, username)
-	location, err := page.Location()
-	if err != nil || location.Path != handoffPath {
-		u.w.t.Fatalf("no ticket: %d %s: %v", page.StatusCode, body(u.w.t, page), err)
-	}
-	return location.String()
-}
-
-func body(t testing.TB, r *http.Response) string {
-	t.Helper()
-	b, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Body = io.NopCloser(bytes.NewReader(b))
-	return string(b)
-}
-
-// greeted is what the application said; it fails if anybody else answered.
-func (w *world) greeted(page *http.Response) greeting {
-	w.t.Helper()
-	var g greeting
-	if page.StatusCode != http.StatusOK || json.Unmarshal([]byte(body(w.t, page)), &g) != nil {
-		w.t.Fatalf("%s answers %d, not the application: %s", page.Request.URL, page.StatusCode, body(w.t, page))
-	}
-	return g
-}
-
-// refused fails unless the page is ours, of that status and with that text.
-func (w *world) refused(page *http.Response, status int, text string) {
-	w.t.Helper()
-	if page.StatusCode != status || !strings.Contains(body(w.t, page), text) {
-		w.t.Errorf("%s answers %d: %s, want %d with %q", page.Request.URL.Path, page.StatusCode, body(w.t, page), status, text)
-	}
-	if got := page.Header.Get("Content-Security-Policy"); !strings.HasPrefix(got, "default-src 'none'") {
-		w.t.Errorf("policy of the page: %q", got)
-	}
 }

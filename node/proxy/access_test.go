@@ -167,16 +167,13 @@ func TestAKeyYoungerThanTheView(t *testing.T) {
 	if res := w.do(r); res.StatusCode != http.StatusServiceUnavailable || res.code() != "unknown_key" || res.Header.Get("Retry-After") == "" {
 		t.Errorf("the key never comes: %d %v", res.StatusCode, res.Header)
 	}
-	arrived := make(chan struct{})
-	go func() {
-		defer close(arrived)
-		<-time.After(50 * time.Millisecond)
-		w.views.set(newest)
-	}()
+	w.views.setOnceAwaited(newest)
 	if res := w.do(w.request(http.MethodGet, "billing.example.com", "/", cookie)); res.StatusCode != http.StatusOK {
 		t.Errorf("the key comes: %d %s", res.StatusCode, res.body)
 	}
-	<-arrived
+	if w.views.Load() != newest {
+		t.Error("it was not waited for")
+	}
 }
 
 func TestStaleViews(t *testing.T) {

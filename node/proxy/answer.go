@@ -71,12 +71,16 @@ func (x *exchange) refuse(a answer) {
 	if x.durable() != nil {
 		a = notRecorded
 	}
-	if a.status >= http.StatusInternalServerError && x.in.Body != http.NoBody {
+	lost := x.keepEndOff()
+	if (lost || a.status >= http.StatusInternalServerError) && x.in.Body != http.NoBody {
 		// What the client still sends goes nowhere, and waiting for it would hold the answer back.
 		_ = http.NewResponseController(x.w.ResponseWriter).SetReadDeadline(time.Now())
 	}
 	h := x.w.Header()
 	x.mark(h)
+	if x.duplex {
+		x.dropBody()
+	}
 	if a.retry {
 		h.Set("Retry-After", "1")
 	}

@@ -22,6 +22,7 @@ type views struct {
 	mu      sync.Mutex
 	view    *state.View
 	changed chan struct{}
+	coming  *state.View // arrives as soon as somebody waits for it
 }
 
 func (v *views) set(view *state.View) {
@@ -30,6 +31,12 @@ func (v *views) set(view *state.View) {
 	v.view = view
 	close(v.changed)
 	v.changed = make(chan struct{})
+}
+
+func (v *views) setOnceAwaited(view *state.View) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.coming = view
 }
 
 func (v *views) Load() *state.View {
@@ -41,6 +48,9 @@ func (v *views) Load() *state.View {
 func (v *views) WaitRevision(ctx context.Context, at revision.Revision) (*state.View, error) {
 	for {
 		v.mu.Lock()
+		if v.coming != nil && v.view.Revision.Before(at) {
+			v.view, v.coming = v.coming, nil
+		}
 		view, changed := v.view, v.changed
 		v.mu.Unlock()
 		if !view.Revision.Before(at) {

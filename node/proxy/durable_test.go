@@ -105,6 +105,7 @@ func TestWhatWaitsForTheRecord(t *testing.T) {
 				Got1xxResponse: func(int, textproto.MIMEHeader) error { hinted <- struct{}{}; return nil },
 			}))
 			go func() { answered <- w.do(r) }()
+			w.kind(audit.KindDecision, 2)
 			if tc.reaches {
 				<-called
 			}

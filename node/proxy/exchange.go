@@ -40,6 +40,7 @@ type exchange struct {
 	assertion string
 	upstream  *upstream
 	stream    bool
+	duplex    bool // the body is read while the answer is written
 
 	decision string
 	ticket   spool.Ticket
@@ -50,7 +51,7 @@ type exchange struct {
 	broken   atomic.Bool // the client's body could not be read to its end
 
 	mu   sync.Mutex
-	over bool // the answer is no longer ours; guarded by mu
+	over bool // the answer is no longer ours, or our own word: end has nothing to cut; guarded by mu
 }
 
 // What metrics say of a decision.

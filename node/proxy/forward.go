@@ -50,6 +50,7 @@ func (x *exchange) forward() {
 	}
 	if x.in.ContentLength != 0 {
 		// The application may answer while it still reads. HTTP/2 always can.
+		x.duplex = true
 		_ = http.NewResponseController(x.w.ResponseWriter).EnableFullDuplex()
 	}
 	defer func() { x.cut = x.lost() }()
@@ -68,6 +69,22 @@ func (x *exchange) end() {
 	if x.w.began.Load() {
 		_ = c.SetWriteDeadline(time.Now())
 	}
+}
+
+// keepEndOff has end, should it come later than this, leave the connection alone: what is answered from here on is our own word, and may
+// be why the permission ended. It reports whether it has.
+func (x *exchange) keepEndOff() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.over = true
+	return x.lost() != nil
+}
+
+// dropBody has net/http close an HTTP/1 connection behind the answer, once the client has had time to read it. In full duplex it would
+// take what is left of the body for the next request.
+func (x *exchange) dropBody() {
+	tooLarge := http.MaxBytesReader(x.w.ResponseWriter, io.NopCloser(strings.NewReader("x")), 0)
+	_, _ = tooLarge.Read(make([]byte, 1)) // which is how it is told so
 }
 
 // lost says why the permission ended; nil if it has not, or if the client left or the node stops.

@@ -119,7 +119,7 @@ func (p *Proxy) planRoute(n *plan, r *resource.Route) *routePlan {
 		}
 		parsed.Path = ""
 		rp.upstreams = append(rp.upstreams, &upstream{
-			url: parsed, text: parsed.Scheme + "://" + parsed.Host, links: p.transports.get(transportKey{ca: u.CA, timeout: timeout}),
+			url: parsed, text: parsed.Scheme + "://" + parsed.Host, links: p.transports.get(transportKey{ca: u.CA, timeout: timeout}, p.cfg.ConnectWait),
 		})
 	}
 	return rp

@@ -73,6 +73,7 @@ type Config struct {
 	SignIn       SignIn
 	Certificates Certificate           // for Run alone
 	RecordWait   time.Duration         // how long a record may take to reach the disk; default 5 s
+	ConnectWait  time.Duration         // how long an application may take to be connected to, and then to shake hands; default 5 s
 	Logger       *slog.Logger          // default: discards
 	Registerer   prometheus.Registerer // nil: no metrics
 	Now          func() time.Time      // default time.Now
@@ -127,6 +128,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.RecordWait <= 0 {
 		cfg.RecordWait = 5 * time.Second
+	}
+	if cfg.ConnectWait <= 0 {
+		cfg.ConnectWait = 5 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

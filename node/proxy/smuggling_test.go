@@ -110,3 +110,46 @@ func TestABrokenBodyIsTheClients(t *testing.T) {
 		}
 	}
 }
+
+// What is left of a body that nobody reads any more is no request: behind a proxy that shares connections it would be another user's.
+func TestTheRestOfABodyIsNoRequest(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		host string
+		want int
+	}{
+		"the session ends":        {"billing.example.com", http.StatusUnauthorized},
+		"the application is down": {"down.example.com", http.StatusBadGateway},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{routes: routesYAML + "---\nkind: Route\nname: down\nhosts: [down.example.com]\nupstreams: [{url: 'http://127.0.0.1:1'}]\nallow: [{anyone: true}]\n"})
+			cookie, sid := w.signInAs("okta/finance")
+			c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", w.server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := io.WriteString(c, "POST /upload HTTP/1.1\r\nHost: "+tc.host+"\r\nContent-Length: 1000\r\nCookie: "+cookie.String()+"\r\n\r\nabc"); err != nil {
+				t.Fatal(err)
+			}
+			if tc.want == http.StatusUnauthorized {
+				w.eventually("it is open", func() bool { return w.live.Stats(nil).Requests == 1 })
+				w.revoke(sid)
+			}
+			answers := bufio.NewReader(c)
+			first, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, first.Body); err != nil || first.StatusCode != tc.want {
+				t.Fatalf("%d: %v", first.StatusCode, err)
+			}
+			_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: open.example.com\r\n\r\n") // the connection may have gone by now
+			if second, err := http.ReadResponse(answers, nil); err == nil {
+				defer second.Body.Close()
+				t.Errorf("it was answered, with %d", second.StatusCode)
+			}
+		})
+	}
+}

@@ -26,11 +26,11 @@ type links struct {
 // transports keeps connections across configurations; guarded by Proxy.mu.
 type transports map[transportKey]*links
 
-func (t transports) get(key transportKey) *links {
+func (t transports) get(key transportKey, connectWait time.Duration) *links {
 	if have := t[key]; have != nil {
 		return have
 	}
-	l := &links{usual: newTransport(key, true), upgrade: newTransport(key, false)}
+	l := &links{usual: newTransport(key, connectWait, true), upgrade: newTransport(key, connectWait, false)}
 	t[key] = l
 	return l
 }
@@ -56,11 +56,11 @@ func (l *links) close() {
 	l.upgrade.CloseIdleConnections()
 }
 
-func newTransport(key transportKey, h2 bool) *http.Transport {
+func newTransport(key transportKey, connectWait time.Duration, h2 bool) *http.Transport {
 	t := &http.Transport{
-		DialContext:            dial,
+		DialContext:            dialer{net.Dialer{Timeout: connectWait, KeepAlive: 30 * time.Second}}.dial,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)},
-		TLSHandshakeTimeout:    5 * time.Second,
+		TLSHandshakeTimeout:    connectWait,
 		MaxIdleConnsPerHost:    512,
 		IdleConnTimeout:        90 * time.Second,
 		ResponseHeaderTimeout:  key.timeout,
@@ -79,9 +79,10 @@ func newTransport(key transportKey, h2 bool) *http.Transport {
 	return t
 }
 
-// dial connects to an application. Names below .localhost are this machine (RFC 6761), whatever the resolver knows.
-func dial(ctx context.Context, network, address string) (net.Conn, error) {
-	d := net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}
+// dialer connects to applications. Names below .localhost are this machine (RFC 6761), whatever the resolver knows.
+type dialer struct{ net.Dialer }
+
+func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", address, err)

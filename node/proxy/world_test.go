@@ -98,9 +98,12 @@ type options struct {
 	age     func() (time.Duration, bool)
 	trusted string
 	http2   bool
-	plain   bool // no trail is kept: for benchmarks
-	wait    time.Duration
+	plain   bool          // no trail is kept: for benchmarks
+	wait    time.Duration // default patience
 }
+
+// patience is how long a test waits for what must come, and has the proxy wait for its disk and its application: a busy machine may stop for a while.
+const patience = 2 * time.Minute
 
 func newWorld(t testing.TB, o options) *world {
 	t.Helper()
@@ -119,6 +122,9 @@ func newWorld(t testing.TB, o options) *world {
 	t.Cleanup(w.app.Close)
 	if o.routes == "" {
 		o.routes = routesYAML
+	}
+	if o.wait == 0 {
+		o.wait = patience
 	}
 	if w.age == nil {
 		w.age = func() (time.Duration, bool) { return 10 * time.Millisecond, true }
@@ -140,7 +146,7 @@ func newWorld(t testing.TB, o options) *world {
 	var err error
 	w.cfg = proxy.Config{
 		Node: "eu", Region: "eu-west", Views: w.views, Age: func() (time.Duration, bool) { return w.age() },
-		Verifier: session.NewVerifier(session.Config{}), Live: w.live, RecordWait: o.wait,
+		Verifier: session.NewVerifier(session.Config{}), Live: w.live, RecordWait: o.wait, ConnectWait: patience,
 		Issuer: assertion.NewIssuer(assertion.Config{Node: "eu", Secrets: w}), Spool: o.spool, Refusals: w.refused, SignIn: w.signIn,
 	}
 	if w.proxy, err = proxy.New(w.cfg); err != nil {
@@ -368,7 +374,7 @@ func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(patience)
 	for !ok() {
 		select {
 		case <-tick.C:

@@ -70,7 +70,8 @@ func newWorld(t testing.TB, onView ...func(*state.View)) *world {
 	return w
 }
 
-// send delivers one commit, each entry at its revision, and returns the view that came of it.
+// send delivers one commit, each entry at its revision, and returns the view that came of it, once everybody was told of it: a view is
+// there to be waited for before that.
 func (w *world) send(reset bool, entries ...store.Entry) *state.View {
 	w.t.Helper()
 	w.index++
@@ -79,13 +80,17 @@ func (w *world) send(reset bool, entries ...store.Entry) *state.View {
 		entries[i].Revision = at
 	}
 	w.store <- store.Change{Revision: at, Reset: reset, Entries: entries}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	v, err := w.source.WaitRevision(ctx, at)
+	v, err := w.source.WaitRevision(w.t.Context(), at)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return v
+	for {
+		changed := w.source.Changed()
+		if !w.source.Served().Before(at) {
+			return v
+		}
+		<-changed
+	}
 }
 
 var mesh = keyring.Mesh{ID: "m-1", TrustDomain: "mesh.test", FoundedAt: time.Unix(1_700_000_000, 0).UTC()}
@@ -114,7 +119,8 @@ func zone(t testing.TB, name string) (store.Entry, *iapmeshv1.ManifestEntry) {
 
 func TestNoViewBeforeThereIsAMesh(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	var shown []*state.View
+	w := newWorld(t, func(v *state.View) { shown = append(shown, v) })
 	w.store <- store.Change{Reset: true}
 	w.store <- store.Change{Revision: store.Revision{Epoch: 1, Index: 1}, Entries: []store.Entry{state.PutNode(node(1, "eu"))}}
 	w.index = 1
@@ -123,6 +129,9 @@ func TestNoViewBeforeThereIsAMesh(t *testing.T) {
 	}
 	if v := w.send(false, state.PutMesh(mesh)); len(v.Keyring.Nodes) != 1 || v.Keyring.Mesh != mesh {
 		t.Errorf("view: %+v", v.Keyring.Contents)
+	}
+	if len(shown) != 1 {
+		t.Errorf("%d views were told of, want that of the mesh alone", len(shown))
 	}
 }
 

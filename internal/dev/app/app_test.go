@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -172,7 +173,7 @@ func TestWebSocketReturnsMessages(t *testing.T) {
 				t.Errorf("origin %q: sent %v, got %v of %d bytes, error %v", origin, kind, got, len(message), err)
 			}
 		}
-		if err := conn.Close(websocket.StatusNormalClosure, ""); err != nil {
+		if err := conn.Close(websocket.StatusNormalClosure, ""); err != nil && !errors.Is(err, context.DeadlineExceeded) { // it waits 5 s, which a busy machine may take
 			t.Errorf("origin %q: close: %v", origin, err)
 		}
 	}

@@ -17,10 +17,10 @@ import (
 )
 
 const (
-	fetchTimeout = 2 * time.Second
-	keysMaxAge   = time.Minute // as the mesh's Cache-Control says
-	keysMinAge   = time.Second // between fetches for unknown kids, which anybody can send
-	keysLimit    = time.Hour   // a set that could not be renewed is forgotten
+	fetchTimeout = 10 * time.Second // a region that is stopped delays the others' users once a minute; one that is only slow must not refuse them
+	keysMaxAge   = time.Minute      // as the mesh's Cache-Control says
+	keysMinAge   = time.Second      // between fetches for unknown kids, which anybody can send
+	keysLimit    = time.Hour        // a set that could not be renewed is forgotten
 	maxKeySet    = 256 << 10
 )
 

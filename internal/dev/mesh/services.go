@@ -77,7 +77,7 @@ func (m *Mesh) newProvider() (*idp.Provider, error) {
 func (m *Mesh) appConfig(name, host, region string) app.Config {
 	c := app.Config{
 		Name: name, Issuer: m.issuer(), Audience: host, Region: region, Logger: m.logger,
-		Client: dev.Client(dev.Config{CA: m.authority.Pool(), Timeout: 2 * time.Second}),
+		Client: dev.Client(dev.Config{CA: m.authority.Pool()}), // the application bounds each fetch
 	}
 	for i := range regions {
 		c.JWKS = append(c.JWKS, fmt.Sprintf("https://%s:%d%s", host, m.ports.proxy(i), jwksPath))
