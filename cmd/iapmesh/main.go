@@ -19,13 +19,17 @@ func main() {
 
 // run runs one command line and returns its exit status: 0 ok, 1 failed, 2 usage, 3 a node that need not be started again.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	stderr = redactor{stderr}
 	c := newCLI(stdin, stdout, stderr)
 	root := newRootCommand(c)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	cmd, err := root.ExecuteContextC(ctx)
+	cmd, err := noSecrets(root, args)
+	if err == nil {
+		cmd, err = root.ExecuteContextC(ctx)
+	}
 	c.close()
 	return c.explain(ctx, cmd, err)
 }

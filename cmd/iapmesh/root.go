@@ -122,6 +122,9 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 
 // terminal reports whether w is one that may be coloured and overwritten.
 func terminal(w io.Writer) bool {
+	if r, ok := w.(redactor); ok {
+		w = r.w
+	}
 	f, ok := w.(*os.File)
 	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
 }
