@@ -25,9 +25,11 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
+// How long things may take on a machine that is busy with others; what was measured is logged.
 const (
-	readyWithin = 60 * time.Second
-	endWithin   = 30 * time.Second
+	readyWithin = 2 * time.Minute // longer than dev waits itself: it says what is missing
+	endWithin   = time.Minute
+	doneWithin  = 90 * time.Second
 	pollEvery   = 50 * time.Millisecond
 )
 
@@ -65,8 +67,9 @@ func (o *output) String() string {
 // startMesh starts a mesh in a new directory, on free ports, and waits until it is ready.
 func startMesh(t testing.TB) *devMesh {
 	t.Helper()
-	// Below the ports that the system gives to outgoing connections; test binaries that run at once begin apart.
-	base, err := mesh.FreeBasePort(20000 + os.Getpid()%60*100)
+	// Below the ports that the system gives to outgoing connections, and those of other packages' tests (node/nodetest/ports.go); test
+	// binaries that run at once begin apart.
+	base, err := mesh.FreeBasePort(2000 + os.Getpid()%40*100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,9 +184,9 @@ func (m *devMesh) runByDefault(args ...string) string {
 }
 
 func (m *devMesh) tryAs(profile string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary(m.t), args...)
+	cmd := exec.CommandContext(ctx, binary(m.t), append([]string{"--timeout=2m"}, args...)...) // any process of the mesh may stop for seconds
 	cmd.Env = append(slices.Clone(m.env), profile)
 	cmd.Dir = m.dir
 	var stdout, stderr bytes.Buffer
@@ -201,6 +204,19 @@ func (m *devMesh) run(args ...string) string {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	return out
+}
+
+// provesTrail has the trail prove itself, and returns what was said. An aggregator that is slow to answer is asked again.
+func (m *devMesh) provesTrail() string {
+	m.t.Helper()
+	var out string
+	eventually(m.t, doneWithin, "the trail is proved", func() (err error) {
+		if out, err = m.try("audit", "verify"); err != nil && strings.Contains(err.Error(), "is not what the nodes wrote") {
+			m.t.Fatalf("%v\n%s", err, out)
+		}
+		return err
+	})
 	return out
 }
 

@@ -21,7 +21,7 @@ import (
 	"github.com/iapmesh/iapmesh/internal/dev/mesh"
 )
 
-const requestWithin = 20 * time.Second
+const requestWithin = time.Minute
 
 // region is one region's node as users reach it.
 type region struct {

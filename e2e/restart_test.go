@@ -36,7 +36,7 @@ func TestDevRestart(t *testing.T) {
 	if after := m.run("get", "Route", "billing", "-o", "json"); after != before {
 		t.Errorf("the route billing was %s and is %s", before, after)
 	}
-	m.run("audit", "verify")
+	m.provesTrail()
 	if m.bootstrapKey(t) == old {
 		t.Error("the bootstrap key was revoked, and is still what dev hands out")
 	}

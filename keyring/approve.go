@@ -68,7 +68,7 @@ func ApproveKey(k Key, r ApproveRequest) (approved Key, predecessor *Key, err er
 }
 
 // FindAwaiting returns the key that awaits an approval and has that id or name, or is to succeed the key that has. NotFound if
-// there is no such key, or Conflict if none of it, or more than one, awaits an approval.
+// there is no such key, Conflict if none of it awaits an approval, or Invalid if more than one does.
 func (s *Snapshot) FindAwaiting(ref string) (*Key, error) {
 	var known *Key
 	var awaiting []*Key
@@ -87,7 +87,7 @@ func (s *Snapshot) FindAwaiting(ref string) (*Key, error) {
 	case len(awaiting) == 0:
 		return nil, fault.New(fault.Conflict, "key %.80q: it awaits no approval", ref)
 	case len(awaiting) > 1:
-		return nil, fault.New(fault.Conflict, "key %.80q: %d keys await approval under it; give the id", ref, len(awaiting))
+		return nil, ambiguous("key", ref, "keys await approval under it", awaiting, func(k *Key) string { return k.ID })
 	}
 	return awaiting[0], nil
 }

@@ -138,7 +138,7 @@ func TestFindAwaiting(t *testing.T) {
 		"by the predecessor":          {"k1", "k2", 0},
 		"without one":                 {"new", "k3", 0},
 		"pending for another reason":  {"k4", "", fault.Conflict},
-		"two":                         {"twice", "", fault.Conflict},
+		"two":                         {"twice", "", fault.Invalid},
 		"one that was revoked":        {"gone", "", fault.Conflict},
 		"an unknown name":             {"x", "", fault.NotFound},
 		"nothing":                     {"", "", fault.NotFound},

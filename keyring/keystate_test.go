@@ -219,3 +219,30 @@ func TestRevokingAnew(t *testing.T) {
 	_, _, err = keyring.RevokeKey(issued(t, nil), node, keyring.RevokeRequest{Cascade: "shrug", Now: now})
 	wantRefusal(t, err, fault.Invalid, "shrug")
 }
+
+func TestWhatAQuarantineFindsLeftBehind(t *testing.T) {
+	t.Parallel()
+	nodes := map[string]*keyring.Node{
+		"a": {ID: "a", ProvisioningKey: "k", BoundKey: "k", State: keyring.NodeActive},
+		"b": {ID: "b", ProvisioningKey: "k", BoundKey: "other", State: keyring.NodeDeparted, Reason: "left"},
+		"c": {ID: "c", ProvisioningKey: "other", BoundKey: "k", State: keyring.NodeDeparted, Reason: keyring.ReasonUnconfirmed},
+		"d": {ID: "d", ProvisioningKey: "other", BoundKey: "other", State: keyring.NodeDeparted},
+		"e": {ID: "e", ProvisioningKey: "k", BoundKey: "k", State: keyring.NodeRevoked},
+	}
+	keys := map[string]*keyring.SigningKey{
+		"z": {KID: "z", Kind: keyring.SigningSession, Node: "b", State: keyring.SigningVerifyOnly}, "x": {KID: "x", Kind: keyring.SigningSession, Node: "b", State: keyring.SigningRetired},
+		"y": {KID: "y", Kind: keyring.SigningSession, Node: "c", State: keyring.SigningActive}, "w": {KID: "w", Kind: keyring.SigningSession, Node: "b", State: keyring.SigningVerifyOnly},
+		"v": {KID: "v", Kind: keyring.SigningSession, Node: "a", State: keyring.SigningActive}, "u": {KID: "u", Kind: keyring.SigningSession, Node: "d", State: keyring.SigningVerifyOnly},
+		"t": {KID: "t", Kind: keyring.SigningAssertion, State: keyring.SigningActive},
+	}
+	s := snapshot(keyring.Contents{Nodes: nodes, SigningKeys: keys})
+	for cascade, want := range map[keyring.Cascade][]string{keyring.CascadeKeep: nil, keyring.CascadeQuarantine: {"w", "z", "y"}, keyring.CascadeKill: nil} {
+		var got []string
+		for _, k := range s.LeftBehind("k", cascade) {
+			got = append(got, k.KID)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", cascade, diff)
+		}
+	}
+}

@@ -1,7 +1,10 @@
 package keyring
 
 import (
+	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 )
@@ -57,7 +60,7 @@ func (s *Snapshot) nodesWhere(keep func(*Node) bool) []*Node {
 }
 
 // FindKey returns the key with that id or, if no other key in use shares it, that name: of keys that succeeded each other, the
-// last; one that is yet to take over does not count. NotFound, or Conflict if the name is ambiguous.
+// last; one that is yet to take over does not count. NotFound, or Invalid if the name is ambiguous.
 func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 	if k := s.Keys[idOrName]; k != nil {
 		return k, nil
@@ -67,7 +70,7 @@ func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 		switch {
 		case k.Name != idOrName || idOrName == "":
 		case k.Proposed(): // until it is complete, the name is its predecessor's
-		case k.Successor != "" || k.State == KeyRevoked || k.State == KeyPending && k.Predecessor != "":
+		case k.nameless():
 			gone = append(gone, k)
 		default:
 			current = append(current, k)
@@ -84,7 +87,77 @@ func (s *Snapshot) FindKey(idOrName string) (*Key, error) {
 	case 1:
 		return current[0], nil
 	}
-	return nil, fault.New(fault.Conflict, "key %.80q: %d keys have this name; give the id", idOrName, len(current))
+	return nil, ambiguous("key", idOrName, "keys have this name", current, func(k *Key) string { return k.ID })
+}
+
+// nameless reports whether a key's name is another's: its successor's or, until it takes over, its predecessor's. A revoked one needs none.
+func (k *Key) nameless() bool {
+	return k.Successor != "" || k.State == KeyRevoked || k.State == KeyPending && k.Predecessor != ""
+}
+
+// NameTaken returns the key that a name means, if it admits nodes or may come to: by name, nobody could tell it from another. nil if there is
+// none.
+func (s *Snapshot) NameTaken(name string, now time.Time) *Key {
+	for _, k := range s.Keys {
+		if k.Name == name && !k.nameless() && k.mayJoin(now) && !k.usedUp() {
+			return k
+		}
+	}
+	return nil
+}
+
+// maxNamed bounds how many ids an error names.
+const maxNamed = 8
+
+// ambiguous refuses a name that several bear. It is Invalid: repeating it does not help, and nobody else was first.
+func ambiguous[T any](what, name, why string, found []T, id func(T) string) error {
+	ids := make([]string, 0, len(found))
+	for _, f := range found {
+		ids = append(ids, id(f))
+	}
+	slices.Sort(ids)
+	more := ""
+	if len(ids) > maxNamed {
+		ids, more = ids[:maxNamed], fmt.Sprintf(" and %d more", len(ids)-maxNamed)
+	}
+	return fault.New(fault.Invalid, "%s %.80q: %d %s; give the id: %s%s", what, name, len(found), why, strings.Join(ids, ", "), more)
+}
+
+// FindNode returns the node with that id or name. The name of a node that was put out may be given to another: who is trusted comes first,
+// then who is quarantined, then who has departed, and last who was revoked. NotFound, or Invalid where several come first.
+func (s *Snapshot) FindNode(idOrName string) (*Node, error) {
+	if n := s.Nodes[idOrName]; n != nil {
+		return n, nil
+	}
+	var ranks [4][]*Node
+	for _, n := range s.Nodes {
+		if n.Name == idOrName && idOrName != "" {
+			ranks[n.rank()] = append(ranks[n.rank()], n)
+		}
+	}
+	for _, found := range ranks {
+		switch len(found) {
+		case 0:
+		case 1:
+			return found[0], nil
+		default:
+			return nil, ambiguous("node", idOrName, "nodes have this name, each "+string(found[0].State), found, func(n *Node) string { return n.ID })
+		}
+	}
+	return nil, fault.New(fault.NotFound, "no node %.80q", idOrName)
+}
+
+// rank orders the nodes that bear a name: the less is over for one, the more likely it is meant.
+func (n *Node) rank() int {
+	switch {
+	case n.Trusted():
+		return 0
+	case n.State == NodeQuarantined:
+		return 1
+	case n.State == NodeDeparted:
+		return 2
+	}
+	return 3
 }
 
 // OpenProposal returns the successor that a key's rotator has proposed and not completed; nil if there is none.
@@ -129,6 +202,22 @@ func (s *Snapshot) ActiveSigningKeys(kind SigningKind) []*SigningKey {
 // SigningKeysOf returns a node's session keys, of every state.
 func (s *Snapshot) SigningKeysOf(node string) []*SigningKey {
 	return s.signingWhere(func(k *SigningKey) bool { return k.Kind == SigningSession && k.Node == node })
+}
+
+// LeftBehind returns the session keys that a key's revocation revokes although their nodes stay as they are, node by node. A quarantine does not
+// reach who has departed, and what such a node has signed counts until its session keys are over: whoever joined by a stolen key could leave
+// before he is found out, and keep his.
+func (s *Snapshot) LeftBehind(key string, c Cascade) []*SigningKey {
+	if c != CascadeQuarantine { // keep takes nothing away, and kill takes the nodes with all their keys
+		return nil
+	}
+	departed := map[string]bool{}
+	for _, n := range s.NodesUnder(key) {
+		departed[n.ID] = n.State == NodeDeparted
+	}
+	out := s.signingWhere(func(k *SigningKey) bool { return k.Kind == SigningSession && k.Verifies() && departed[k.Node] })
+	slices.SortStableFunc(out, func(a, b *SigningKey) int { return compareID(a.Node, b.Node) })
+	return out
 }
 
 func (s *Snapshot) signingWhere(keep func(*SigningKey) bool) []*SigningKey {

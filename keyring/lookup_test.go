@@ -2,7 +2,9 @@ package keyring_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -105,13 +107,99 @@ func TestFindKey(t *testing.T) {
 		"the last, revoked":     {"first", "k9", 0},
 		"not one that is to be": {"to-be", "k6", 0},
 		"nor of a revoked one":  {"leaked", "ka", 0},
-		"an ambiguous name":     {"twice", "", fault.Conflict},
+		"an ambiguous name":     {"twice", "", fault.Invalid},
 		"an unknown name":       {"x", "", fault.NotFound},
 		"nothing":               {"", "", fault.NotFound},
 	} {
 		k, err := s.FindKey(tc.ask)
 		if tc.want == "" && !fault.Is(err, tc.kind) || tc.want != "" && (err != nil || k.ID != tc.want) {
 			t.Errorf("%s: %v, %v", name, k, err)
+		}
+	}
+}
+
+// A name is taken while the key that it means may let somebody in.
+func TestNameTaken(t *testing.T) {
+	t.Parallel()
+	later := now.Add(time.Hour)
+	for name, tc := range map[string]struct {
+		key  keyring.Key
+		want bool
+	}{
+		"active":                      {keyring.Key{State: keyring.KeyActive, ExpiresAt: later}, true},
+		"suspended":                   {keyring.Key{State: keyring.KeySuspended, ExpiresAt: later}, true},
+		"pending":                     {keyring.Key{State: keyring.KeyPending, ExpiresAt: later}, true},
+		"used in part":                {keyring.Key{State: keyring.KeyActive, ExpiresAt: later, MaxUses: 2, Uses: 1}, true},
+		"used up":                     {keyring.Key{State: keyring.KeyExhausted, ExpiresAt: later, MaxUses: 1, Uses: 1}, false},
+		"expired":                     {keyring.Key{State: keyring.KeyExpired, ExpiresAt: later}, false},
+		"expired, not written yet":    {keyring.Key{State: keyring.KeyActive, ExpiresAt: now.Add(-2 * keyring.Skew)}, false},
+		"revoked":                     {keyring.Key{State: keyring.KeyRevoked, ExpiresAt: later}, false},
+		"succeeded, within its grace": {keyring.Key{State: keyring.KeyRetiring, ExpiresAt: later, GraceUntil: later, Successor: "k2"}, false},
+		"a successor yet to be":       {keyring.Key{State: keyring.KeyPending, ExpiresAt: later, Predecessor: "k0"}, false},
+		"a successor":                 {keyring.Key{State: keyring.KeyActive, ExpiresAt: later, Predecessor: "k0"}, true},
+	} {
+		tc.key.ID, tc.key.Name = "k1", "fleet"
+		s := snapshot(keyring.Contents{Keys: map[string]*keyring.Key{"k1": &tc.key}})
+		if got := s.NameTaken("fleet", now); (got != nil) != tc.want {
+			t.Errorf("%s: taken: %v", name, got != nil)
+		}
+		if s.NameTaken("other", now) != nil {
+			t.Errorf("%s: another name is taken", name)
+		}
+	}
+}
+
+// Names of nodes that were put out are given away anew: who is meant is never left to chance.
+func TestFindNode(t *testing.T) {
+	t.Parallel()
+	nodes := map[string]*keyring.Node{}
+	for id, n := range map[string]struct {
+		name  string
+		state keyring.NodeState
+	}{
+		"n1": {"px", keyring.NodeRevoked}, "n2": {"px", keyring.NodeDeparted}, "n3": {"px", keyring.NodeQuarantined}, "n4": {"px", keyring.NodeActive},
+		"n5": {"held", keyring.NodeRevoked}, "n6": {"held", keyring.NodeDeparted}, "n7": {"held", keyring.NodeQuarantined},
+		"n8": {"left", keyring.NodeRevoked}, "n9": {"left", keyring.NodeDeparted},
+		"na": {"stolen", keyring.NodeRevoked},
+		"nb": {"away", keyring.NodeLapsed}, "nc": {"away", keyring.NodeDeparted},
+		"nd": {"new", keyring.NodeEnrolled}, "ne": {"new", keyring.NodeQuarantined},
+		"nf": {"twice", keyring.NodeQuarantined}, "ng": {"twice", keyring.NodeQuarantined}, "nh": {"twice", keyring.NodeDeparted},
+		"ni": {"gone", keyring.NodeDeparted}, "nj": {"gone", keyring.NodeDeparted}, "nk": {"gone", keyring.NodeRevoked},
+		"nl": {"out", keyring.NodeRevoked}, "nm": {"out", keyring.NodeRevoked},
+		"nn": {"n1", keyring.NodeActive}, // called as another's id
+	} {
+		nodes[id] = &keyring.Node{ID: id, Name: n.name, State: n.state}
+	}
+	for i := range 12 {
+		id := fmt.Sprintf("o%02d", i)
+		nodes[id] = &keyring.Node{ID: id, Name: "often", State: keyring.NodeDeparted}
+	}
+	s := snapshot(keyring.Contents{Nodes: nodes})
+	for name, tc := range map[string]struct{ ask, want, says string }{
+		"an id":                    {"n2", "n2", ""},
+		"an id that is a name":     {"n1", "n1", ""},
+		"who is trusted":           {"px", "n4", ""},
+		"who is lapsed":            {"away", "nb", ""},
+		"who is enrolled":          {"new", "nd", ""},
+		"who is quarantined":       {"held", "n7", ""},
+		"who has departed":         {"left", "n9", ""},
+		"who was revoked":          {"stolen", "na", ""},
+		"two that are quarantined": {"twice", "", `node "twice": 2 nodes have this name, each quarantined; give the id: nf, ng`},
+		"two that have departed":   {"gone", "", "2 nodes have this name, each departed; give the id: ni, nj"},
+		"two that were revoked":    {"out", "", "2 nodes have this name, each revoked; give the id: nl, nm"},
+		"a dozen":                  {"often", "", "give the id: o00, o01, o02, o03, o04, o05, o06, o07 and 4 more"},
+		"nobody":                   {"x", "", "no node"},
+		"nothing":                  {"", "", "no node"},
+	} {
+		for range 20 { // whatever the order of a map
+			n, err := s.FindNode(tc.ask)
+			kind := fault.Invalid
+			if tc.says == "no node" {
+				kind = fault.NotFound
+			}
+			if tc.want != "" && (err != nil || n.ID != tc.want) || tc.want == "" && (!fault.Is(err, kind) || !strings.Contains(err.Error(), tc.says)) {
+				t.Fatalf("%s: %v, %v", name, n, err)
+			}
 		}
 	}
 }

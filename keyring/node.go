@@ -130,7 +130,7 @@ func SweepNode(n Node, silentSince, now time.Time) (after Node, changed, returnU
 	return n, false, false
 }
 
-// TokensCount reports whether sessions that the node minted still count: also after it has departed, until they expire.
+// TokensCount reports whether sessions that the node minted still count: also those of one that has departed, until they expire.
 func (n *Node) TokensCount() bool { return n.Trusted() || n.State == NodeDeparted }
 
 func compareID(a, b string) int { return strings.Compare(a, b) }

@@ -136,7 +136,8 @@ func VerifyRemember(pub ed25519.PublicKey, ekm [32]byte, body, signature []byte)
 	return nil
 }
 
-// Denials is what a state refuses, as whoever holds it remembers it.
+// Denials is what a state refuses, as whoever holds it remembers it: the gravest first. It names no session: a restoration refuses all
+// that were there before it.
 func (c *Contents) Denials() []Denial {
 	var out []Denial
 	for _, k := range c.Keys {
@@ -159,12 +160,20 @@ func (c *Contents) Denials() []Denial {
 			out = append(out, Denial{Kind: DenySigningKey, Value: k.KID, Reason: k.Reason, At: k.StateSince})
 		}
 	}
-	for kind, as := range map[RevocationKind]DenialKind{RevokeSession: DenySession, RevokeSubject: DenySubject} {
-		for _, r := range c.Revocations[kind] {
-			out = append(out, Denial{Kind: as, Value: r.Value, Block: r.Block, Reason: r.Reason, By: r.By, At: r.At})
-		}
+	for _, r := range c.Revocations[RevokeSubject] {
+		out = append(out, Denial{Kind: DenySubject, Value: r.Value, Block: r.Block, Reason: r.Reason, By: r.By, At: r.At})
 	}
-	slices.SortFunc(out, func(a, b Denial) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Value, b.Value)) })
+	rank := func(d Denial) int {
+		i := slices.Index([]DenialKind{DenyKey, DenyNode, DenyAdmin, DenySigningKey}, d.Kind)
+		switch {
+		case i >= 0:
+			return i
+		case d.Block:
+			return 4
+		}
+		return 5
+	}
+	slices.SortFunc(out, func(a, b Denial) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Value, b.Value)) })
 	return out
 }
 

@@ -58,6 +58,10 @@ func signingConflict(k *SigningKey, what string) error {
 // AnnouncementMessage is what a new session key signs, to prove that the announcing node holds it.
 func AnnouncementMessage(node string) []byte { return []byte("iapmesh/announce/v1" + node) }
 
+// MaxSessionKeys is how many keys of one node verify at a time: more than it needs that rotates every minute, and few enough that a node
+// which was taken over cannot make its own revocation long.
+const MaxSessionKeys = 80
+
 // AnnounceSessionKey makes the record of a node's next session key. keys are all signing keys of the mesh. The key signs at once
 // if the node has no active one, else after Promote. Announcing the same key again returns its record unchanged; a second one while
 // one is announced is a Conflict, so that announced keys cannot pile up.
@@ -67,6 +71,15 @@ func AnnounceSessionKey(n Node, pub ed25519.PublicKey, keys map[string]*SigningK
 	}
 	if !n.Trusted() || !n.HasRole(RoleProxy) {
 		return SigningKey{}, fault.New(fault.Denied, "node %s (%s, %v): only a trusted proxy has session keys", n.ID, n.State, n.Roles)
+	}
+	verify := 0
+	for _, k := range keys {
+		if k.Kind == SigningSession && k.Node == n.ID && k.Verifies() && k.KID != SigningKID(SigningSession, pub) {
+			verify++
+		}
+	}
+	if verify >= MaxSessionKeys {
+		return SigningKey{}, fault.New(fault.Exhausted, "node %s has %d session keys that verify: it gets another when one of them is over", n.ID, verify)
 	}
 	return announce(SigningKey{
 		Kind: SigningSession, Node: n.ID, Region: n.Region, RouteSelector: n.RouteSelector,

@@ -42,8 +42,9 @@ func (a *assembly) introduce() (*iapmeshv1.IntroduceResponse, error) {
 type introductions struct {
 	*assembly
 	known   atomic.Pointer[introduction]
-	told    map[string]bool // restorations, by signature, that were told all that this node remembers; Run's alone
-	lastErr string          // Run's alone
+	told    map[string]int // how many of its denials this node has told, by the restoration's signature; Run's or testify's alone
+	parts   int            // calls that told something
+	lastErr string         // Run's alone
 }
 
 // introduction is a control node of a later epoch than the view's.
@@ -71,7 +72,6 @@ func (i *introductions) carrier(v *state.View) *introduction {
 func (i *introductions) Run(ctx context.Context) error {
 	tick := time.NewTicker(introduceEvery)
 	defer tick.Stop()
-	i.told = map[string]bool{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -128,13 +128,12 @@ func (i *introductions) ask(ctx context.Context, v *state.View, address string) 
 		if err := i.follow(v, r, s, address); err != nil {
 			return err
 		}
-		if r.Answer.Phase == iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED || i.told[string(r.Answer.Signature)] {
+		if r.Answer.Phase == iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED {
 			return nil
 		}
 		if err := i.remember(ctx, v, r, s.NewEpoch); err != nil { // another control node may lead
 			return fmt.Errorf("tell what this node remembers: %w", err)
 		}
-		i.told[string(r.Answer.Signature)] = true
 		return nil
 	})
 }
@@ -175,9 +174,17 @@ func (i *introductions) testify(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, testifyWithin)
 	defer cancel()
+	for before := -1; i.parts != before; { // an attempt that got on is worth another
+		before = i.parts
+		if i.testifyOnce(ctx, v) {
+			return
+		}
+	}
+}
+
+func (i *introductions) testifyOnce(ctx context.Context, v *state.View) (told bool) {
 	pinned := peer.Pinned{Pin: keyring.Pin(v.Keyring.ActiveAuthority().Certificate), NetDial: i.env.NetDial, Clock: i.env.Now}
 	for _, address := range i.addressesToAsk(v) {
-		told := false
 		err := enroll.AskRestored(ctx, pinned, address, func(ctx context.Context, r enroll.Restored) error {
 			s, err := i.believe(v, r)
 			if err != nil || r.Answer.Phase == iapmeshv1.RestorationPhase_RESTORATION_PHASE_CONFIRMED {
@@ -191,24 +198,26 @@ func (i *introductions) testify(ctx context.Context) {
 			i.logger.Info("a control node was not told what this node remembers", "address", address, "error", err)
 		case told:
 			i.logger.Warn("the mesh was restored without this node's log: it was told what this node remembers", "address", address, "denials", len(v.Keyring.Denials()))
-			return
+			return true
 		}
 	}
+	return false
 }
 
 // testifyWithin bounds for how long a node that ends tries.
 const testifyWithin = 20 * time.Second
 
-// rememberedPart is how many denials one call tells: as many of the longest as fit.
-const rememberedPart = 12
-
-// remember tells the leader what this node's view refuses.
+// remember tells the leader what this node's view refuses, from where an earlier attempt ended, and that this was all: again each time,
+// since a leader keeps that in memory.
 func (i *introductions) remember(ctx context.Context, v *state.View, r enroll.Restored, epoch uint64) error {
-	for part := range slices.Chunk(v.Keyring.Denials(), rememberedPart) {
-		for p := range part {
-			part[p].Source = ""
-		}
-		body, err := proto.Marshal(&iapmeshv1.RememberBody{NodeId: i.id.public.NodeID, Epoch: epoch, Denials: state.DenialsProto(part)})
+	if i.told == nil {
+		i.told = map[string]int{}
+	}
+	this, left := string(r.Answer.Signature)+v.Revision.String(), state.DenialsProto(v.Keyring.Denials())
+	for left = left[i.told[this]:]; ; {
+		part := left[:partOf(left)]
+		left = left[len(part):]
+		body, err := proto.Marshal(&iapmeshv1.RememberBody{NodeId: i.id.public.NodeID, Epoch: epoch, Denials: part, Last: len(left) == 0})
 		if err != nil {
 			return fault.New(fault.Internal, "remember: %w", err)
 		}
@@ -219,8 +228,29 @@ func (i *introductions) remember(ctx context.Context, v *state.View, r enroll.Re
 		if _, err := r.Client.Remember(ctx, &iapmeshv1.RememberRequest{Body: body, Signature: signature}); err != nil {
 			return fault.FromStatus(err)
 		}
+		i.told[this] += len(part)
+		i.parts++
+		if len(left) == 0 {
+			return nil
+		}
 	}
-	return nil
+}
+
+// What one call tells at most, well below keyring.MaxRemembered.
+const (
+	partDenials = 40
+	partBytes   = 12 << 10
+)
+
+// partOf is how many of the denials one call tells.
+func partOf(denials []*iapmeshv1.Denial) int {
+	size := 0
+	for n, d := range denials {
+		if size += proto.Size(d); n == partDenials || size > partBytes && n > 0 {
+			return n
+		}
+	}
+	return len(denials)
 }
 
 // follow makes the control node the one to follow, if the administrator has signed for it. It is verified by chain, since no record of

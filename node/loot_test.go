@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -25,14 +26,16 @@ const (
 )
 
 // dataDirectory is every file that a data directory may hold. SECURITY.md says the same in words. A file that is new belongs here,
-// with a thought about what it gives away.
+// with a thought about what it gives away. What recover leaves of an engine is what the engine was.
 func dataDirectory() map[string]content {
-	return map[string]content{
+	out := map[string]content{
 		"seal.json":                  public, // the keepers' URLs, and what only they open
 		"node.json":                  public,
 		"freshness.json":             public, // when the view was last known to be fresh
+		"standing.json":              public, // that the node was put out while it was away, and why
 		"keys.sealed":                sealed,
 		"session-keys/*.key":         sealed,
+		"rotate/*.sealed":            sealed, // but for its name: which key a secret is to succeed
 		"raft/store.key":             sealed,
 		"raft/applied":               sealed,
 		"raft/wal/*.wal":             sealed,
@@ -50,6 +53,12 @@ func dataDirectory() map[string]content {
 		"audit/*/*/*.segment":        trail,
 		"audit/.lock":                empty,
 	}
+	for pattern, kind := range maps.Clone(out) {
+		if file, ok := strings.CutPrefix(pattern, "raft/"); ok {
+			out["raft.before-recovery-*/"+file] = kind
+		}
+	}
+	return out
 }
 
 // loot is a data directory as a thief has it: each file, without the zeros that it was made larger by.

@@ -121,7 +121,7 @@ func BenchmarkRotation(b *testing.B) {
 				after := region.SignIn("bob@example.com")
 				for _, other := range mesh.Regions() {
 					other.Serves(before, http.StatusOK)
-					other.Serves(after, http.StatusOK)
+					other.EventuallyServes(after)
 				}
 			}
 		}

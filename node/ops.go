@@ -13,6 +13,7 @@ import (
 
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/keyring/seal"
 )
 
 // serveOps serves /healthz, /readyz and /metrics where an operator's own tools reach them: loopback, unless he says otherwise.
@@ -69,8 +70,15 @@ func (a *assembly) unready() []string {
 	if p := a.source.Problem(); p != "" {
 		why = append(why, "the newest configuration is not in force: "+p)
 	}
-	if a.config.HasRole(keyring.RoleProxy) && v.Keyring.ActiveSessionKey(a.id.public.NodeID) == nil {
-		why = append(why, "no session key signs yet")
+	if a.config.HasRole(keyring.RoleProxy) && n != nil {
+		if v.Keyring.ActiveSessionKey(n.ID) == nil {
+			why = append(why, "no session key signs yet")
+		}
+		for _, name := range []string{keyring.AudienceProxies, keyring.AssertAudience(n.Region, n.RouteSelector)} {
+			if audience := v.Keyring.Audiences[name]; audience == nil || !seal.IsMember(*audience, n.ID) { // as where it was released just now
+				why = append(why, "this node cannot open the secrets of audience "+name+" yet")
+			}
+		}
 	}
 	return why
 }

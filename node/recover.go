@@ -87,6 +87,9 @@ func Recover(ctx context.Context, c RecoverConfig) (*Recovered, error) {
 		if err != nil {
 			return nil, err
 		}
+		if store := filepath.Join(c.DataDir, collectDir); isDir(store) {
+			question.Store = store
+		}
 		r.Remembered = slices.Concat(c.Remembered, c.Ask(ctx, question))
 	}
 	if r.Statement, r.Signature, err = signRecovery(&c, id, entries, at); err != nil {
@@ -116,6 +119,11 @@ func Recover(ctx context.Context, c RecoverConfig) (*Recovered, error) {
 		return nil, err
 	}
 	return &Recovered{MeshID: id.public.MeshID, NodeID: id.public.NodeID, Address: address, Before: before, Status: plan.Status}, nil
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func defaults(logger **slog.Logger, now *func() time.Time) {

@@ -2,7 +2,6 @@ package node_test
 
 import (
 	"context"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,7 +36,7 @@ func TestAKeyRotatesByItself(t *testing.T) {
 	})
 	mesh.AddNodeWithKey(file, "edge", "proxy")
 	ana := mesh.In("edge").SignIn("ana@example.com")
-	mesh.In("eu-west").Serves(ana, http.StatusOK)
+	mesh.In("eu-west").EventuallyServes(ana)
 	for _, k := range mesh.Keys("edge") {
 		if k.Id == first.Id && (k.Successor == "" || k.State == iapmeshv1.KeyState_KEY_STATE_ACTIVE) {
 			t.Errorf("the first key is %v, successor %q", k.State, k.Successor)
@@ -67,7 +66,7 @@ func TestOnlyTheRotatorMakesSuccessors(t *testing.T) {
 	mesh := nodetest.Start(t, "eu-west", "us-east", "ap-south")
 	rotator := mesh.In("us-east")
 	first := mesh.IssueScheduled("edge", mesh.NewSecret().PublicKey(), 4*time.Second, rotator) // due as soon as it is there, but for a moment
-	ctx, cancel := context.WithTimeout(t.Context(), nodetest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*nodetest.Patience)
 	defer cancel()
 	for _, region := range []*nodetest.Region{mesh.In("eu-west"), mesh.In("ap-south"), rotator} {
 		leader, err := node.RotationLeader(ctx, region.DataDir())
@@ -111,7 +110,12 @@ func TestOnlyTheRotatorMakesSuccessors(t *testing.T) {
 		}
 		early.AwaitReady()
 	}
-	if keys := mesh.Keys("edge"); len(keys) != 2 {
-		t.Errorf("%d keys, want the first and its successor", len(keys))
+	keys := 0
+	mesh.Eventually("the first key and its successor", func() bool {
+		keys = len(mesh.Keys("edge"))
+		return keys >= 2
+	})
+	if keys != 2 {
+		t.Errorf("%d keys, want the first and its successor", keys)
 	}
 }

@@ -80,7 +80,7 @@ func TestANodesScopeHoldsAfterTheJoin(t *testing.T) {
 		t.Fatalf("its selector is %q", n.RouteSelector)
 	}
 	bob := home.SignIn("bob@example.com")
-	narrow.Serves(bob, http.StatusOK)
+	narrow.EventuallyServes(bob)
 	if status := narrow.Status("", nodetest.FinanceHost, "/"); status != http.StatusMisdirectedRequest {
 		t.Errorf("it answers for a route that it does not serve: %d", status)
 	}
@@ -116,6 +116,7 @@ func TestANodeThatWasAwayForDaysComesBack(t *testing.T) {
 	t.Parallel()
 	mesh := nodetest.Start(t, "eu-west")
 	a, b := mesh.AddNode("a", "proxy"), mesh.AddNode("b", "proxy")
+	mesh.AwaitVoters() // both have confirmed their joins: else they do not lapse, they depart
 	becomes := func(name string, want iapmeshv1.NodeState) {
 		mesh.Eventually(name+" becomes "+want.String(), func() bool {
 			status, err := mesh.TryStatus() // who has no view believes nobody until the leader's certificate is renewed

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -95,16 +94,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // founder is a control node that Vault seals.
 func founder(t *testing.T) (*transit, node.Config) {
 	t.Helper()
@@ -114,8 +103,9 @@ func founder(t *testing.T) (*transit, node.Config) {
 	t.Setenv("VAULT_ADDR", server.URL)
 	t.Setenv("VAULT_TOKEN", "hvs.test")
 	c := node.DefaultConfig()
+	next := nodetest.Addresses(t)
 	c.Name, c.Region, c.Roles, c.DataDir = "ctl-1", "eu-west", []string{"control"}, filepath.Join(t.TempDir(), "ctl-1")
-	c.Listen.Mesh, c.Listen.Ops, c.Seal = freePort(t), freePort(t), []string{"hashivault://mesh"}
+	c.Listen.Mesh, c.Listen.Ops, c.Seal = next(), next(), []string{"hashivault://mesh"}
 	return vault, c
 }
 

@@ -12,9 +12,12 @@ import (
 	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -108,7 +111,32 @@ func rob(t *testing.T, r *nodetest.Region) *stolen {
 		}
 		s.want("session key "+kid, f.Seed, opened)
 	}
+	for name := range s.loot {
+		if context, ok := s.rotateContext(name); ok {
+			s.wantSecretOnItsWay(s.open(name, context))
+		}
+	}
 	return s
+}
+
+// rotateContext is what the secret of a rotation under way is sealed for, if the file holds one.
+func (s *stolen) rotateContext(file string) (string, bool) {
+	predecessor, ok := strings.CutPrefix(strings.TrimSuffix(file, ".sealed"), "rotate/")
+	return "iapmesh/rotate/v1/" + s.public.NodeID + "/" + predecessor, ok
+}
+
+func (s *stolen) wantSecretOnItsWay(opened []byte) {
+	s.t.Helper()
+	var e struct{ Secret string }
+	if err := json.Unmarshal(opened, &e); err != nil {
+		s.t.Fatal(err)
+	}
+	secret, err := keyring.ParseSecret(e.Secret)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.want("secret on its way", []byte(e.Secret)[len("iapk_")+17:], opened)
+	s.want("seed of a secret on its way", secret.PrivateKey().Seed(), secret.PrivateKey().Seed()) // there it is base62
 }
 
 func errFirst(errs ...error) error {
@@ -138,9 +166,11 @@ func (noTransport) Close() error { return nil }
 
 // raftIn opens the engine in a data directory.
 func (s *stolen) raftIn(dir string, sealer *seal.Sealer) (*raftstore.Store, error) {
-	return raftstore.Open(raftstore.Config{
-		Dir: filepath.Join(dir, "raft"), NodeID: s.public.NodeID, Seal: sealer, Transport: noTransport{},
-	})
+	return s.engineIn(filepath.Join(dir, "raft"), sealer)
+}
+
+func (s *stolen) engineIn(dir string, sealer *seal.Sealer) (*raftstore.Store, error) {
+	return raftstore.Open(raftstore.Config{Dir: dir, NodeID: s.public.NodeID, Seal: sealer, Transport: noTransport{}})
 }
 
 // replicaIn opens the replica in a data directory.
@@ -263,13 +293,7 @@ func (s *stolen) doesNotOpen(part func(dir string, sealer *seal.Sealer) error) {
 		s.t.Errorf("the node opens without the key: %v", err)
 	}
 	own := filepath.Join(s.t.TempDir(), "own")
-	if err := os.MkdirAll(own, 0o700); err != nil {
-		s.t.Fatal(err)
-	}
-	thief, err := seal.Create(s.t.Context(), own, []string{seal.KeyFileURL(filepath.Join(own, "seal.key"))})
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	thief := thiefIn(s.t, own)
 	if err := part(s.dir, thief); err == nil {
 		s.t.Error("the state opens by another seal")
 	}
@@ -281,7 +305,8 @@ func (s *stolen) doesNotOpen(part func(dir string, sealer *seal.Sealer) error) {
 		if kind, _ := kindOf(dataDirectory(), name); kind != sealed {
 			continue
 		}
-		for _, context := range []string{"", "iapmesh/node-keys/v1", "iapmesh/session-key/v1/" + s.public.NodeID} {
+		rotate, _ := s.rotateContext(name)
+		for _, context := range []string{"", "iapmesh/node-keys/v1", "iapmesh/session-key/v1/" + s.public.NodeID, rotate} {
 			if opened, err := thief.Open(data, []byte(context)); err == nil {
 				s.t.Errorf("%s opens by another seal: %x", name, opened)
 			}
@@ -298,6 +323,19 @@ func (s *stolen) doesNotOpen(part func(dir string, sealer *seal.Sealer) error) {
 	if _, err := node.NewIn(s.t.Context(), c, node.Env{}); err == nil || !strings.Contains(err.Error(), "sealed by another key") {
 		s.t.Errorf("the node opens under a seal of the thief's: %v", err)
 	}
+}
+
+// thiefIn makes a seal of the thief's own.
+func thiefIn(t *testing.T, dir string) *seal.Sealer {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	thief, err := seal.Create(t.Context(), dir, []string{seal.KeyFileURL(filepath.Join(dir, "seal.key"))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return thief
 }
 
 // greet comes to a control node with the stolen node's certificate and a key, and reports whether the node speaks to it.
@@ -326,6 +364,8 @@ func TestAStolenDataDirectoryIsWorthNothing(t *testing.T) {
 	mesh := nodetest.Start(t, "eu-west")
 	edge := mesh.AddNode("edge", "proxy")
 	mesh.AwaitVoters()
+	edge.Rotates("spare", filepath.Join(t.TempDir(), "none", "spare.key")) // which cannot be written: the secret waits
+	mesh.IssueScheduled("spare", mesh.NewSecret().PublicKey(), 4*time.Second, edge)
 	ana := edge.SignIn("ana@example.com")
 	edge.Serves(ana, http.StatusOK)
 	mesh.In("eu-west").Serves(ana, http.StatusOK)
@@ -345,6 +385,10 @@ func TestAStolenDataDirectoryIsWorthNothing(t *testing.T) {
 	others["provisioning key"] = []byte(provisioning.String())[len("iapk_")+17:]
 	others["provisioning key's seed"] = provisioning.PrivateKey().Seed()
 
+	mesh.Eventually("a secret waits at the rotator", func() bool {
+		waiting, err := filepath.Glob(filepath.Join(edge.DataDir(), "rotate", "*.sealed"))
+		return err == nil && len(waiting) > 0
+	})
 	edge.Stop()
 	proxy := rob(t, edge)
 	r, err := proxy.replicaIn(proxy.config.DataDir, proxy.sealer)
@@ -366,26 +410,48 @@ func TestAStolenDataDirectoryIsWorthNothing(t *testing.T) {
 		t.Errorf("the certificate alone is enough: %v", err)
 	}
 
+	// One that was put out while it was away keeps that it was told.
+	away := mesh.AddNode("away", "proxy")
+	away.Stop()
+	away.Quarantine()
+	away.Start()
+	mesh.Eventually("it is told", func() bool {
+		_, err := os.Stat(filepath.Join(away.DataDir(), "standing.json"))
+		return err == nil
+	})
+	away.Stop()
+	told := rob(t, away)
+
+	// One that was recovered holds the engine of before, too.
 	mesh.In("eu-west").Stop()
-	control := rob(t, mesh.In("eu-west"))
-	engine, err := control.raftIn(control.config.DataDir, control.sealer)
-	if err != nil {
+	if _, err := mesh.In("eu-west").Recover(); err != nil {
 		t.Fatal(err)
 	}
-	control.wantState(engine)
-	if err := engine.Close(); err != nil {
-		t.Error(err)
+	control := rob(t, mesh.In("eu-west"))
+	before, err := filepath.Glob(filepath.Join(control.config.DataDir, "raft.before-recovery-*"))
+	if err != nil || len(before) != 1 {
+		t.Fatalf("what recover left: %v, %v", before, err)
+	}
+	for _, dir := range []string{before[0], filepath.Join(control.config.DataDir, "raft")} {
+		engine, err := control.engineIn(dir, control.sealer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		control.wantState(engine)
+		if err := engine.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 
 	common := []string{"node key", "first session key", "sealing key", "session key s-", "secret assert/edge/_/", "secret gossip/ring", "secret proxies/handoff", "secret proxies/user-dev-client"}
-	proxy.has(common...)
+	proxy.has(append(common, "secret on its way", "seed of a secret on its way")...)
 	control.has(append(common, "secret control/ca-")...)
-	for _, s := range []*stolen{proxy, control} {
+	for _, s := range []*stolen{proxy, control, told} {
 		for name, secret := range others {
 			s.want(name, secret, secret)
 		}
 		for name, secret := range control.wanted { // neither holds the other's
-			if s == proxy {
+			if s != control {
 				s.want("the control node's "+name, secret, control.material[name])
 			}
 		}
@@ -393,6 +459,17 @@ func TestAStolenDataDirectoryIsWorthNothing(t *testing.T) {
 	}
 	proxy.doesNotOpen(func(dir string, sealer *seal.Sealer) error { _, err := proxy.replicaIn(dir, sealer); return err })
 	control.doesNotOpen(func(dir string, sealer *seal.Sealer) error { _, err := control.raftIn(dir, sealer); return err })
+	if _, err := control.engineIn(filepath.Join(control.dir, filepath.Base(before[0])), thiefIn(t, filepath.Join(t.TempDir(), "own"))); err == nil {
+		t.Error("the state of before the recovery opens by another seal")
+	}
+	for _, want := range []struct {
+		of   *stolen
+		file string
+	}{{proxy, "rotate/*.sealed"}, {told, "standing.json"}, {control, "raft.before-recovery-*/wal/*.wal"}, {control, "raft/wal/*.wal"}} {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(want.of.loot)), func(name string) bool { ok, err := path.Match(want.file, name); return ok && err == nil }) {
+			t.Errorf("%s was not searched: none was there", want.file)
+		}
+	}
 
 	// What is said to lie in the open does: the trail of decisions, and who the node is.
 	for _, s := range []*stolen{proxy, control} {

@@ -82,6 +82,7 @@ func (w *world) dialFrom(addr, source string) *line {
 	client, err := grpc.NewClient("passthrough:///x", conn.DialOptions()...)
 	must(w.t, err)
 	w.t.Cleanup(func() { client.Close() })
+	client.Connect() // the server gives up on who says nothing for joinTimeout
 	return &line{conn, iapmeshv1.NewEnrollServiceClient(client)}
 }
 
@@ -327,29 +328,29 @@ func FuzzFrames(f *testing.F) {
 			_, _ = conn.Write([]byte(http2.ClientPreface))
 		}
 		_, _ = conn.Write(frames)
-		if n++; n%64 == 0 { // a whole join costs more than the frames
-			if err := w.joinsStill(ctx, addr); err != nil {
+		if n++; n <= 8 || n%256 == 0 { // every seed; then now and again, as a whole join costs more than the frames
+			if err := w.joinsStill(ctx, t, addr); err != nil {
 				t.Fatalf("after %d bytes of frames: %v", len(frames), err)
 			}
 		}
 	})
 }
 
-// joinsStill asks with a body that is no join: it is an answer of the server's own.
-func (w *world) joinsStill(ctx context.Context, addr string) error {
-	conn, err := (peer.Pinned{Pin: w.secret.Pin()}).Dial(ctx, addr)
-	if err != nil {
-		return err
+// joinsStill has a new node join, from an address of its own: the frames, and the joins before it, count for other rates.
+func (w *world) joinsStill(ctx context.Context, t testing.TB, addr string) error {
+	t.Helper()
+	r := w.requestOf(t, addr)
+	r.Pinned = func(pin [32]byte) peer.Pinned {
+		return peer.Pinned{Pin: pin, NetDial: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, 1+r.JoinID[0]%250)}}).DialContext}
 	}
-	defer conn.Close()
-	client, err := grpc.NewClient("passthrough:///x", conn.DialOptions()...)
+	got, err := enroll.Join(ctx, r)
 	if err != nil {
-		return err
+		return fmt.Errorf("join: %w", err)
 	}
-	defer client.Close()
-	_, err = iapmeshv1.NewEnrollServiceClient(client).Locate(ctx, &iapmeshv1.LocateRequest{})
-	if err = fault.FromStatus(err); err != nil && !strings.Contains(err.Error(), "too many attempts") {
-		return fmt.Errorf("locate: %w", err)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if id := keyring.NodeID(r.NodeKey.Public().(ed25519.PublicKey)); got.NodeID != id || w.nodes[string(r.JoinID[:])] != id {
+		return fmt.Errorf("admitted as %s, the leader knows %s, want %s", got.NodeID, w.nodes[string(r.JoinID[:])], id)
 	}
 	return nil
 }

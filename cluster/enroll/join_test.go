@@ -275,12 +275,9 @@ func TestAWrongAnswerIsRefused(t *testing.T) {
 func TestJoinEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	l.Close() // nobody listens there
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := enroll.Join(ctx, w.request(l.Addr().String())); !fault.Is(err, fault.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := enroll.Join(ctx, w.request("127.0.0.1:1")); !fault.Is(err, fault.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 	if _, err := enroll.Join(t.Context(), w.request()); !fault.Is(err, fault.Invalid) {
@@ -356,9 +353,9 @@ func TestAFloodWaits(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	addr := w.serve(w.certificate(true), w.admit)
-	refused := false
+	refused, line := false, w.dial(addr)
 	for deadline := time.Now().Add(patience); !refused && time.Now().Before(deadline); { // faster than two a second, however slow the machine
-		err := w.call(t, addr, &iapmeshv1.JoinRequest{Body: []byte{0x08, 0x01}})
+		err := line.join(t, &iapmeshv1.JoinRequest{Body: []byte{0x08, 0x01}})
 		refused = fault.Is(err, fault.Unavailable) && strings.Contains(err.Error(), "too many attempts")
 	}
 	if !refused {

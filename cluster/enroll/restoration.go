@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	meshpeer "github.com/iapmesh/iapmesh/cluster/peer"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -37,7 +38,7 @@ func (s restorationServer) Introduce(ctx context.Context, _ *iapmeshv1.Introduce
 
 // Remember implements RestorationService.
 func (s restorationServer) Remember(ctx context.Context, req *iapmeshv1.RememberRequest) (*iapmeshv1.RememberResponse, error) {
-	_, ekm, err := s.caller(ctx, "remember")
+	ekm, err := s.teller(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -49,6 +50,29 @@ func (s restorationServer) Remember(ctx context.Context, req *iapmeshv1.Remember
 	}
 	defer leave()
 	return s.restorations.Remember(ctx, req, ekm)
+}
+
+// teller says what the connection exports, unless its source, or the node whose key the caller proves to hold, asks too often. What a node
+// proves is read here for the rate alone.
+func (s *Server) teller(ctx context.Context, req *iapmeshv1.RememberRequest) (ekm [32]byte, err error) {
+	_, ekm, err = connection(ctx)
+	if err != nil {
+		return ekm, err
+	}
+	var body iapmeshv1.RememberBody
+	if n := len(req.Body); n == 0 || n > keyring.MaxRemembered || proto.Unmarshal(req.Body, &body) != nil || s.find == nil {
+		_, ekm, err = s.caller(ctx, "remember")
+		return ekm, err
+	}
+	node := s.find(body.NodeId)
+	if node == nil || keyring.VerifyRemember(node.PublicKey, ekm, req.Body, req.Signature) != nil {
+		_, ekm, err = s.caller(ctx, "remember")
+		return ekm, err
+	}
+	if !s.tellers.allow(node.Id) {
+		return ekm, fault.New(fault.Unavailable, "remember: too many calls: wait a few seconds")
+	}
+	return ekm, nil
 }
 
 // Restored is a control node that says that its mesh was restored, and has proved, under the pinned root, to be the node that it says.

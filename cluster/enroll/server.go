@@ -32,6 +32,8 @@ const (
 	sourceBurst   = 20
 	perKey        = 5 // attempts a second, naming one key
 	keyBurst      = 50
+	perTeller     = 20 // calls a second, of one node that tells what it remembers
+	tellerBurst   = 100
 	maxKeyID      = 64   // bytes; an id has 16
 	maxRemembered = 4096 // sources and keys whose rate is remembered
 )
@@ -53,6 +55,7 @@ type Server struct {
 	keys        limiter
 	proved      limiter // of joins by who holds the key: apart, because a flood of joins that only name it must not keep them out
 	holders     limiter // apart from keys for the same reason
+	tellers     limiter // of what nodes remember, by who holds a node's key: apart from strangers, who may share its address
 	attempts    *prometheus.CounterVec
 	revocations *prometheus.CounterVec
 
@@ -65,6 +68,7 @@ func NewServer(admit Admit, locate func() []*iapmeshv1.ControlNode, logger *slog
 		admit: admit, locate: locate, logger: logger, slots: make(chan struct{}, maxInFlight),
 		sources: limiter{limit: perSource, burst: sourceBurst}, keys: limiter{limit: perKey, burst: keyBurst},
 		proved: limiter{limit: perKey, burst: keyBurst}, holders: limiter{limit: perKey, burst: keyBurst},
+		tellers:  limiter{limit: perTeller, burst: tellerBurst},
 		attempts: newAttempts(), revocations: newRevocations(),
 	}
 	if registerer != nil {

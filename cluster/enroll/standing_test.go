@@ -5,7 +5,9 @@ import (
 	"crypto/ed25519"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	grpcpeer "google.golang.org/grpc/peer"
 
@@ -22,6 +24,7 @@ type standings struct {
 	addr string
 	key  ed25519.PrivateKey
 	id   string
+	told atomic.Int64 // calls that told what it remembers
 }
 
 func newStandings(t testing.TB, control bool) *standings {
@@ -33,13 +36,16 @@ func newStandings(t testing.TB, control bool) *standings {
 	must(t, err)
 	id, err := peer.NewIdentity(s.certificate(true))
 	must(t, err)
-	port, err := peer.NewPort(peer.Config{Listener: l, Identity: id, Trust: s})
+	port, err := peer.NewPort(peer.Config{Listener: l, Identity: id, Trust: s, HandshakeTimeout: patience, AnonymousLifetime: time.Hour})
 	must(t, err)
 	joins, err := port.Listen(peer.ProtoJoin, peer.Nobody)
 	must(t, err)
 	server := enroll.NewServer(s.admit, nil, slog.New(slog.DiscardHandler), nil)
 	if control {
 		server.AnswerStanding(s.find)
+		server.ServeRestorations(enroll.Restorations{
+			Introduce: func() (*iapmeshv1.IntroduceResponse, error) { return &iapmeshv1.IntroduceResponse{}, nil }, Remember: s.remember,
+		})
 	}
 	s.run(port.Run)
 	s.run(func(ctx context.Context) error { return server.Run(ctx, joins) })

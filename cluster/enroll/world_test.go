@@ -22,7 +22,8 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-const patience = 20 * time.Second
+// patience bounds every wait; a test that works never reaches it.
+const patience = 2 * time.Minute
 
 // world is a mesh's root, and a leader that verifies what it is handed as the real one does, then issues a certificate.
 type world struct {
@@ -134,7 +135,7 @@ func (w *world) serve(cert *tls.Certificate, admit enroll.Admit, locate ...*iapm
 	must(w.t, err)
 	id, err := peer.NewIdentity(cert)
 	must(w.t, err)
-	port, err := peer.NewPort(peer.Config{Listener: l, Identity: id, Trust: w})
+	port, err := peer.NewPort(peer.Config{Listener: l, Identity: id, Trust: w, HandshakeTimeout: patience, AnonymousLifetime: time.Hour})
 	must(w.t, err)
 	joins, err := port.Listen(peer.ProtoJoin, peer.Nobody)
 	must(w.t, err)
@@ -168,8 +169,14 @@ func (w *world) run(f func(context.Context) error) {
 // request is a fresh node's.
 func (w *world) request(addresses ...string) enroll.Request {
 	w.t.Helper()
+	return w.requestOf(w.t, addresses...)
+}
+
+// requestOf is request in a test within the world's: a fuzz target's functions are not to be called by what it fuzzes.
+func (w *world) requestOf(t testing.TB, addresses ...string) enroll.Request {
+	t.Helper()
 	r := enroll.Request{
-		Addresses: addresses, Secret: w.secret, NodeKey: newKey(w.t), SessionKey: newKey(w.t), SealingKey: make([]byte, 32), Name: "web-1", Region: "eu-west",
+		Addresses: addresses, Secret: w.secret, NodeKey: newKey(t), SessionKey: newKey(t), SealingKey: make([]byte, 32), Name: "web-1", Region: "eu-west",
 		Roles: []iapmeshv1.Role{iapmeshv1.Role_ROLE_PROXY}, Logger: slog.New(slog.DiscardHandler), RetryEvery: 10 * time.Millisecond,
 	}
 	rand.Read(r.JoinID[:])

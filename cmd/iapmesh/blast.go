@@ -36,6 +36,9 @@ func blastLines(t *table, l *iapmeshv1.Lineage, b *iapmeshv1.BlastRadius, dryRun
 		return
 	}
 	names := map[string]string{}
+	for _, n := range l.GetNodes() {
+		names[n.Id] = n.Name
+	}
 	if l != nil {
 		d := newLineageTree(l)
 		d.becoming, d.revoked = map[string]iapmeshv1.NodeState{}, l.Key
@@ -69,14 +72,25 @@ func blastLines(t *table, l *iapmeshv1.Lineage, b *iapmeshv1.BlastRadius, dryRun
 	if b.Sessions.GetAtMost() > 0 {
 		root.add(cell{text: liveText(b.Sessions), style: red})
 	}
-	if n := b.Sessions.GetSilent(); n > 0 && len(b.Nodes) > 0 {
+	if n := b.Sessions.GetSilent(); n > 0 && len(b.Nodes)+len(b.SigningKeys) > 0 {
 		root.add(cell{text: fmt.Sprintf("and the sessions that only proxies have seen that do not report: %d of them", n), style: yellow})
 	}
 	if len(root.children) == 0 {
-		root.add(cell{text: "nothing but the key: its nodes and their sessions stay"})
+		root.add(cell{text: nothingElse(l != nil, len(b.Nodes) > 0)})
 	}
 	t.tree(root)
 	if b.Refusal != "" {
 		t.line("%s", t.paint(red, "REFUSED: the mesh would not commit this: "+printable(b.Refusal)))
 	}
+}
+
+// nothingElse says that nothing ends with a key, or with the nodes that change, which the tree of a key shows.
+func nothingElse(ofKey, nodes bool) string {
+	switch {
+	case !ofKey: // whose change would stand there
+		return "nothing: the node is revoked already"
+	case nodes:
+		return "nothing besides these nodes: no signing key, no live session, no route"
+	}
+	return "nothing but the key: its nodes and their sessions stay"
 }

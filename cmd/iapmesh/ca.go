@@ -170,7 +170,7 @@ func (c *cli) poll(ctx context.Context, patience time.Duration, look func(contex
 	shown := ""
 	for {
 		line, done, err := look(ctx)
-		if err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil && !fault.Is(err, fault.Unavailable) { // whoever waits for minutes waits for the next leader, too
 			return err
 		}
 		if line != shown && err == nil {

@@ -21,6 +21,8 @@ func newControlListCommand(c *cli) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List the control nodes: who leads, who votes, who lags",
 		Long: `List the control nodes. PART is leader, voter or, until it has kept up for a while, follower. LAG is how many revisions a node is behind.
+A voter that has not reported to the leader for 15 s is silent: the mesh does without it already. A leader that was elected just now has
+heard from everybody within a second or two.
 -o json gives what nodes list gives, of the control nodes alone.`,
 		Example: "  iapmesh control list",
 		Args:    exactArgs(),
@@ -56,13 +58,21 @@ func isControlNode(n *iapmeshv1.Node) bool {
 
 func controlTable(t *table, s *iapmeshv1.Status) {
 	nodes := controlNodes(s).Nodes
-	voters := 0
+	voters, live := 0, 0
 	for _, n := range nodes {
 		if n.Voter {
 			voters++
+			if votes(n) {
+				live++
+			}
 		}
 	}
-	t.line("%d of %d control nodes vote: the mesh goes on without %d of them", voters, len(nodes), max(voters-1, 0)/2)
+	silent, more := "", ""
+	if live < voters {
+		silent, more = fmt.Sprintf(", %d silent", voters-live), "more "
+	}
+	spare := max(live-voters/2-1, 0) // whom the majority of all who vote does not need
+	t.line("%d of %d control nodes vote%s: the mesh goes on without %d %sof them", voters, len(nodes), silent, spare, more)
 	t.line("")
 	t.head("REGION", "NAME", "PART", "STATE", "REVISION", "LAG", "ADDRESS", "ID")
 	for _, n := range nodes {
@@ -79,8 +89,13 @@ func controlTable(t *table, s *iapmeshv1.Status) {
 		} else if n.Lag > 0 {
 			lag.style = yellow
 		}
-		t.row(n.Node.Region, n.Node.Name, part, nodeStateCell(n.Node.State, n.Live), revisionText(n.Report.GetRevision()), lag, n.Node.GetAddresses().GetMesh(), n.Node.Id)
+		t.row(n.Node.Region, n.Node.Name, part, standingCell(n, s.At.AsTime()), revisionText(n.Report.GetRevision()), lag, n.Node.GetAddresses().GetMesh(), n.Node.Id)
 	}
+}
+
+// votes reports whether a voter can vote now, as far as its leader knows.
+func votes(n *iapmeshv1.NodeStatus) bool {
+	return n.Voter && n.Node.State == iapmeshv1.NodeState_NODE_STATE_ACTIVE && (n.Live || n.Leader)
 }
 
 func newControlTransferCommand(c *cli) *cobra.Command {

@@ -39,7 +39,7 @@ func TestGuides(t *testing.T) {
 		}
 		scripts = append(scripts, name)
 	}
-	params := scriptParams()
+	params := scriptParams(t)
 	params.Dir, params.Files = "", scripts
 	testscript.Run(t, params)
 }

@@ -43,7 +43,9 @@ func newKeyIssueCommand(c *cli) *cobra.Command {
 -o json or yaml --key-out is required, so that the record and the secret never share a file.
 
 With --public-key nothing is made here: the key is on the machine that will use it already (iapmesh key generate), and only its
-public half comes here.`,
+public half comes here.
+
+The name must be none that another key has which may still admit nodes; a successor keeps that of its predecessor.`,
 		Example: `  iapmesh key issue --name us-east-proxies --grant proxy --region us-east --max-uses 10 --ttl 72h --key-out us-east.key
   iapmesh key issue --name one-node --grant proxy --cidr 10.1.0.0/16 | vault kv put secret/iapmesh key=-
   iapmesh key issue --name px-1 --grant proxy --public-key 5c0e…`,
@@ -97,11 +99,15 @@ func (c *cli) enrolKey(cmd *cobra.Command, req *iapmeshv1.IssueKeyRequest, publi
 	}
 	resp, err := unary(cmd.Context(), c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.IssueKey, req)
 	if fault.Is(err, fault.Conflict) {
-		return hint(err, "Look at what is there: iapmesh key show %s", keyring.KeyID(req.PublicKey))
+		if _, getErr := c.getKey(cmd.Context(), keyring.KeyID(req.PublicKey)); getErr == nil {
+			return hint(err, "Look at what is there: iapmesh key show %s", keyring.KeyID(req.PublicKey))
+		}
+		return nameTaken(err, req.Name)
 	}
 	if err != nil {
 		return err
 	}
+	c.noteNamesakes(cmd.Context(), resp.Key)
 	if resp.Receipt, err = c.awaitReceipt(cmd.Context(), resp.Receipt, wait); err != nil {
 		return err
 	}
@@ -121,6 +127,8 @@ func (c *cli) issueKey(ctx context.Context, req *iapmeshv1.IssueKeyRequest, out 
 	if fault.Is(err, fault.Conflict) { // the answer to a first try may have been lost on the way
 		if have, getErr := c.getKey(ctx, secret.ID()); getErr == nil {
 			resp, err = &iapmeshv1.IssueKeyResponse{Key: have.Key}, nil
+		} else {
+			err = nameTaken(err, req.Name)
 		}
 	}
 	if err != nil {
@@ -131,9 +139,33 @@ func (c *cli) issueKey(ctx context.Context, req *iapmeshv1.IssueKeyRequest, out 
 		receiptLines(t, resp.Receipt)
 	})
 	if err == nil { // not before the key is in safe hands: a wait may be interrupted
+		c.noteNamesakes(ctx, resp.Key)
 		_, err = c.awaitReceipt(ctx, resp.Receipt, wait)
 	}
 	return err
+}
+
+// nameTaken says what to do about a name that a key has already.
+func nameTaken(err error, name string) error {
+	return hint(err, "A successor keeps the name: iapmesh key rotate %s. Look at what has it: iapmesh key show %s.", name, name)
+}
+
+// noteNamesakes says that a new key is not the only one that its name means: one that is used up or expired keeps it. That another lookup
+// fails is no reason to say that the key was not issued.
+func (c *cli) noteNamesakes(ctx context.Context, k *iapmeshv1.ProvisioningKey) {
+	resp, err := unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.ListKeys, &iapmeshv1.ListKeysRequest{})
+	if err != nil {
+		return
+	}
+	var others []string
+	for _, o := range resp.Keys {
+		if o.Name == k.Name && o.Id != k.Id && o.Successor == "" && o.State != iapmeshv1.KeyState_KEY_STATE_REVOKED && o.State != iapmeshv1.KeyState_KEY_STATE_PENDING {
+			others = append(others, o.Id)
+		}
+	}
+	if len(others) > 0 {
+		fmt.Fprintf(c.stderr, "note: %s is also the name of %s, which is used up or over: call this one %s\n", k.Name, strings.Join(others, ", "), k.Id)
+	}
 }
 
 // newKey makes a key pinned to the profile's mesh, and what takes it.

@@ -120,7 +120,7 @@ func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, ou
 	req.SuccessorPublicKey = secret.PublicKey()
 	resp, err := unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.RotateKey, req)
 	if err != nil {
-		return c.keyRefused(file, secret, err)
+		return unknownKey(c.keyRefused(file, secret, err))
 	}
 	err = c.handOver(secret, file, resp, func(t *table) { rotatedLines(t, resp) })
 	if err == nil { // not before the key is in safe hands: a wait may be interrupted
@@ -137,7 +137,7 @@ func newKeyRevokeCommand(c *cli) *cobra.Command {
 		Use: "revoke KEY | revoke --with-key-file FILE", Short: "Revoke a key, for good, and by its cascade the nodes under it",
 		Long: `Revoke a key, for good. --cascade says what becomes of the nodes that joined under it:
   keep        they stay; only no more join
-  quarantine  they are cut off until each is released: iapmesh nodes release
+  quarantine  they are cut off until each is released: iapmesh nodes release; of those that have departed, the sessions end
   kill        they are revoked, and every session that they signed with them
 --dry-run shows what that would end: nodes, signing keys, live sessions, routes without a proxy; it changes nothing. Exit status 1 if
 the mesh would refuse it, as where quorum would be lost.
@@ -184,7 +184,7 @@ not be. --with-key-file proves it; no profile is needed where --address names a 
 func (c *cli) revokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest, wait waitFor) error {
 	resp, err := unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.RevokeKey, req)
 	if err != nil {
-		return err
+		return unknownKey(err)
 	}
 	if resp.Receipt, err = c.awaitReceipt(ctx, resp.Receipt, wait); err != nil {
 		return err

@@ -109,7 +109,7 @@ func (c *cli) rotateByRotator(ctx context.Context, key string, wait bool, patien
 		err = hint(err, "iapmesh key schedule %s --rotate-every … --rotator NODE gives it a schedule.", key)
 	}
 	if err != nil {
-		return err
+		return unknownKey(err)
 	}
 	if wait {
 		after, err := c.awaitKeyRotation(ctx, resp.Key, patience)
@@ -134,7 +134,7 @@ func (c *cli) awaitKeyRotation(ctx context.Context, key *iapmeshv1.ProvisioningK
 	for {
 		line, successor, err := c.keyRotation(ctx, key.Id)
 		switch {
-		case err != nil && ctx.Err() == nil:
+		case err != nil && ctx.Err() == nil && !fault.Is(err, fault.Unavailable): // whoever waits for minutes waits for the next leader, too
 			return nil, err
 		case err == nil && successor != "":
 			return c.getKey(ctx, successor)

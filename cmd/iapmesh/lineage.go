@@ -174,10 +174,7 @@ func (c *cli) printLineage(l *iapmeshv1.Lineage, q *inquiry, proof bool) error {
 
 // missingText says what is missing, as a sentence.
 func (d *lineageTree) missingText(m audit.Missing) string {
-	name := d.nodeName(m.Node)
-	if n := d.names[m.Node]; n != nil {
-		name += " (" + n.Region + ")"
-	}
+	name := d.placeName(m.Node)
 	span := ""
 	switch {
 	case !m.From.IsZero() && !m.To.IsZero():
@@ -212,6 +209,19 @@ func (d *lineageTree) missingText(m audit.Missing) string {
 		return fmt.Sprintf("node %s, run %s: nothing proves %s%s", name, m.Run, records, span)
 	}
 	return fmt.Sprintf("node %s: %s%s", name, m.Kind, span)
+}
+
+// endedText says how near to its end a node's trail is known.
+func (d *lineageTree) endedText(e audit.Ended) string {
+	return fmt.Sprintf("node %s: up to %s, %v before it departed", d.placeName(e.Node), clockText(e.UpTo), max(time.Millisecond, e.End.Sub(e.UpTo).Round(time.Millisecond)))
+}
+
+func (d *lineageTree) placeName(node string) string {
+	name := d.nodeName(node)
+	if n := d.names[node]; n != nil {
+		name += " (" + n.Region + ")"
+	}
+	return name
 }
 
 // leftText says until when a node that was put out could have written.

@@ -200,6 +200,9 @@ func (q *inquiry) runs() []audit.RunCoverage {
 	return out
 }
 
+// fewEnded is how many nodes that ended are named one by one: of a fleet that scales there are hundreds a day.
+const fewEnded = 5
+
 // lines says how far the counts can be believed.
 func (q *inquiry) lines(t *table, d *lineageTree) {
 	t.line("Decisions from %s to %s.", clockText(q.window.From), clockText(q.window.To))
@@ -224,6 +227,13 @@ func (q *inquiry) lines(t *table, d *lineageTree) {
 		t.line("No proxy was there to decide anything.")
 	case done.Complete:
 		t.line("%s", t.paint(green, "complete: "+over+", up to "+clockText(done.UpTo)))
+		for i, e := range done.Ended {
+			if i == fewEnded {
+				t.line("  and %d more that ended: -o json names them", len(done.Ended)-i)
+				break
+			}
+			t.line("  %s", printable(d.endedText(e)))
+		}
 	default:
 		t.line("%s", t.paint(yellow, "NOT complete: "+over+"; missing:"))
 		for _, m := range done.Missing {

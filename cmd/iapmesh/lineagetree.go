@@ -112,6 +112,8 @@ func (d *lineageTree) node(b *branch, key *iapmeshv1.ProvisioningKey, n *iapmesh
 	switch {
 	case n.Live:
 		seen = cell{text: "seen " + stampText(n.LastSeen, d.now), style: dim}
+	case n.SeenSince != nil: // by its certificate: this leader has heard nothing since
+		seen = cell{text: "last seen " + stampText(n.SeenSince, d.now) + " or later", style: yellow}
 	case n.LastSeen != nil:
 		seen = cell{text: "last seen " + stampText(n.LastSeen, d.now), style: yellow}
 	}

@@ -93,6 +93,30 @@ Proxies that do not report: 2. Sessions that they alone have seen are not among 
 	}
 }
 
+func TestWhenANodeWasSeenIsSaidAsFarAsItIsKnown(t *testing.T) {
+	t.Parallel()
+	for want, n := range map[string]*iapmeshv1.NodeLineage{
+		"not heard":                     {},
+		"seen 1 s ago":                  {Live: true, LastSeen: ago(time.Second)},
+		"last seen 2 h ago":             {LastSeen: ago(2 * time.Hour)},
+		"last seen 3 h ago or later":    {SeenSince: ago(3 * time.Hour)},
+		"last seen 60 min ago or later": {SeenSince: ago(time.Hour), LastSeen: ago(2 * time.Hour)},
+	} {
+		l := lineageSample()
+		n.Node = l.Nodes[0]
+		l.Keys[1].Nodes = []*iapmeshv1.NodeLineage{n}
+		var out bytes.Buffer
+		table := &table{paint: painter(false)}
+		table.tree(newLineageTree(l).root())
+		if err := table.flush(&out); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), "n-1 "+want+"\n") {
+			t.Errorf("want %q in:\n%s", want, out.String())
+		}
+	}
+}
+
 func TestWhatIsMissingIsSaidInWords(t *testing.T) {
 	t.Parallel()
 	d := newLineageTree(lineageSample())
@@ -116,6 +140,9 @@ func TestWhatIsMissingIsSaidInWords(t *testing.T) {
 		if diff := cmp.Diff(tc.want, d.missingText(tc.m)); diff != "" {
 			t.Error(diff)
 		}
+	}
+	if diff := cmp.Diff("node old (us-east): up to 2026-11-24T10:59:58Z, 1.2s before it departed", d.endedText(audit.Ended{Node: "n-3", UpTo: to.Add(-1200 * time.Millisecond), End: to})); diff != "" {
+		t.Error(diff)
 	}
 }
 

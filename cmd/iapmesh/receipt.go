@@ -154,13 +154,19 @@ func (c *cli) awaitReceipt(ctx context.Context, r *iapmeshv1.Receipt, wait waitF
 	if patience == 0 {
 		patience = defaultPatience
 	}
+	client, err := c.connect()
+	if err != nil {
+		return r, err
+	}
+	defer func(before time.Duration) { client.Patience = before }(client.Patience)
+	client.Patience = patience // for the next leader, too
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	last := r
 	live := terminal(c.stderr)
 	shown, height := "", 0
 	req := &iapmeshv1.WatchReceiptRequest{Revision: r.Revision, Id: r.Id, Everywhere: wait == waitAll}
-	err := stream(ctx, c, iapmeshv1.NewClusterServiceClient, iapmeshv1.ClusterServiceClient.WatchReceipt, req, func(m *iapmeshv1.WatchReceiptResponse) error {
+	err = stream(ctx, c, iapmeshv1.NewClusterServiceClient, iapmeshv1.ClusterServiceClient.WatchReceipt, req, func(m *iapmeshv1.WatchReceiptResponse) error {
 		last = m.Receipt
 		lines := regionLines(m.Receipt)
 		text := strings.Join(lines, "\n")
@@ -184,7 +190,7 @@ func (c *cli) awaitReceipt(ctx context.Context, r *iapmeshv1.Receipt, wait waitF
 	// The server knows the deadline, too, and may end the stream a moment before it is over here.
 	deadline, _ := ctx.Deadline()
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) && time.Until(deadline) < time.Second/5 {
-		err = fault.New(fault.Unavailable, "not within %v did %s have it%s", patience, whom, awaited(last))
+		err = fault.New(fault.Unavailable, "not within %v did %s have it%s", patience, whom, awaited(last, wait))
 	}
 	if err != nil {
 		look := "iapmesh status"
@@ -196,20 +202,34 @@ func (c *cli) awaitReceipt(ctx context.Context, r *iapmeshv1.Receipt, wait waitF
 	return last, nil
 }
 
-// awaited names the first nodes that lag.
-func awaited(r *iapmeshv1.Receipt) string {
+// awaited names the first nodes that are waited for: not the silent ones where live ones alone are.
+func awaited(r *iapmeshv1.Receipt, wait waitFor) string {
 	const most = 5
-	var names []string
+	var live, silent []string
 	for _, l := range r.GetLagging() {
-		names = append(names, l.Name+" ("+l.Region+")")
+		if l.Live {
+			live = append(live, l.Name+" ("+l.Region+")")
+		} else {
+			silent = append(silent, l.Name+" ("+l.Region+", silent)")
+		}
+	}
+	names, why := live, ": "
+	switch {
+	case wait == waitAll:
+		names = append(names, silent...)
+	case len(live) == 0: // in its first seconds a leader takes nobody for silent
+		names, why = silent, ", as far as is known; those that lag may be gone: "
 	}
 	if more := len(names) - most; more > 0 {
-		names = append(names[:most], fmt.Sprintf("and %d more", more))
+		names = append(names[:most:most], fmt.Sprintf("and %d more", more))
 	}
-	if len(names) == 0 {
-		return ""
+	switch {
+	case len(names) > 0:
+		return why + strings.Join(names, ", ")
+	case r.GetUnfinished():
+		return ": part of the change is still to be made: do it again"
 	}
-	return ": " + strings.Join(names, ", ")
+	return ""
 }
 
 // regionLines is one line a region: who has it, who does not, and what stops there by itself.

@@ -15,7 +15,8 @@ import (
 func newReceiptCommand(c *cli) *cobra.Command {
 	cmd := group("receipt", "When a rotation or revocation was in effect, and where", newReceiptListCommand(c), newReceiptShowCommand(c))
 	cmd.Long = `Each rotation and revocation leaves a receipt: what was changed, when it was committed, which nodes had to know, when every live node
-had it, and when everybody had. Receipts are kept for 90 days, the last 1,000 of them.`
+had it, and when everybody had. Receipts are kept for 90 days, at most 1,000 and 16 MiB of them: the oldest complete
+ones go first.`
 	return cmd
 }
 

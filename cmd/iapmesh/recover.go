@@ -23,7 +23,7 @@ func newRecoverCommand(c *cli) *cobra.Command {
 more. Stop the node first, and stop what is left of the other control nodes for good: they join anew, empty. The node keeps all
 that it knew as committed, becomes the only voter, and begins another epoch: all sessions end, keys are suspended, other nodes
 quarantined, until an operator has confirmed the list. The old log is kept beside the new one. What aggregators remember as revoked
-since the last that this node knows stays revoked.
+since the last that this node knows stays revoked: those that answer, and this node itself if it was one.
 
 Where several survived, recover from the one whose revision is the highest (iapmesh_raft_applied_index in its last metrics): what
 only another one knew is lost.`,
@@ -77,5 +77,6 @@ func (c *cli) recover(ctx context.Context, config node.Config, epoch uint64, noT
   2. Run "iapmesh node" here as before.
   3. Read the list, and confirm it: iapmesh snapshot pending, then iapmesh snapshot confirm.
   4. Issue a key (iapmesh key issue --name control --grant control) and join two new control nodes by it.`)
+	made.Status.ListDigest = nil // nobody has told yet what he remembers
 	return c.printStatus(made.Status, false)
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 
 	"github.com/iapmesh/iapmesh/internal/backup"
 	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/profile"
 	"github.com/iapmesh/iapmesh/internal/snapshotfile"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node"
@@ -131,18 +134,20 @@ func (c *cli) remembered(ctx context.Context, q control.Question, noTrail bool) 
 	if noTrail {
 		return nil
 	}
-	if len(q.Aggregators) == 0 {
+	if len(q.Aggregators) == 0 && q.Store == "" {
 		fmt.Fprintln(c.stderr, "No aggregator is known: what the audit trail remembers as revoked is not taken into account.")
 		return nil
 	}
-	client, err := c.connect()
-	if err != nil {
-		return nil // said by whoever needs it
+	trail := backup.Trail{Aggregators: q.Aggregators, Within: c.timeout, Store: q.Store, Since: q.Since, Writers: q.Control}
+	var client *profile.Client
+	var unknown error
+	if len(q.Aggregators) > 0 {
+		if client, unknown = c.connect(); unknown != nil { // the administrator's certificate may have ended while nobody could renew it
+			trail.Aggregators = nil
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	out, err := backup.Remembered(ctx, client, q.Aggregators, q.Since, q.Control)
-	if err != nil {
+	out, err := backup.Remembered(ctx, client, trail)
+	if err = errors.Join(unknown, err); err != nil {
 		fmt.Fprintf(c.stderr, "A part of the audit trail was not read (%s): what it remembers as revoked is not taken into account.\n", printable(strings.ReplaceAll(err.Error(), "\n", "; ")))
 	}
 	return out
@@ -181,6 +186,7 @@ func (c *cli) refound(ctx context.Context, file string, r *restoring) error {
 	}
 	fmt.Fprintf(c.stderr, "Mesh %s is founded anew in %s; this is its node %s. Profile %s now names %s alone.\n", made.MeshID, config.DataDir, made.NodeID, path, made.Address)
 	fmt.Fprintln(c.stderr, "Next: run \"iapmesh node\" with the same --config or flags, then \"iapmesh snapshot pending\".")
+	made.Status.ListDigest = nil // nobody has told yet what he remembers
 	return c.printStatus(made.Status, false)
 }
 
@@ -204,8 +210,8 @@ func newSnapshotPendingCommand(c *cli) *cobra.Command {
 	return &cobra.Command{
 		Use: "pending", Short: "Show what a restore holds back until an operator confirms it",
 		Long: `Show the list that an operator confirms after a restore or a recovery: the keys that would admit nodes again, the nodes that would be
-released, and the administrators who count. Below it stands what stays refused although the snapshot knows nothing of that. Read
-it, keep back what you do not know (--except), and confirm the list by its digest.`,
+released, and the administrators who count. Below it stands what stays refused although the snapshot, or the survivor's state, knows
+nothing of that, and how much is revoked in all. Read it, keep back what you do not know (--except), and confirm the list by its digest.`,
 		Example: "  iapmesh snapshot pending\n  iapmesh snapshot pending -o json",
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -221,11 +227,13 @@ it, keep back what you do not know (--except), and confirm the list by its diges
 func newSnapshotConfirmCommand(c *cli) *cobra.Command {
 	var list string
 	var except []string
+	var unheard bool
 	cmd := &cobra.Command{
 		Use: "confirm --list DIGEST", Short: "Confirm the list of a restore: give back what it holds, and open the mesh",
 		Long: `Confirm the list that "iapmesh snapshot pending" shows, by its digest: if the list is another by now, nothing happens, and you read it
 again. Its keys are what the snapshot says (expired ones stay expired), its nodes are released, and users can sign in. Exceptions
-stay suspended or quarantined.`,
+stay suspended or quarantined. Where the mesh was founded anew, a node may be the only one that knows of a revocation: it tells within
+seconds of reaching the mesh, and is not released before, unless --unheard says so.`,
 		Example: "  iapmesh snapshot confirm --list 5f2c9a1e…\n  iapmesh snapshot confirm --list 5f2c9a1e… --except bootstrap --except px-7",
 		Args:    exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -237,7 +245,10 @@ stay suspended or quarantined.`,
 				return err
 			}
 			resp, err := unary(cmd.Context(), c, iapmeshv1.NewSnapshotServiceClient, iapmeshv1.SnapshotServiceClient.ConfirmRestoration,
-				&iapmeshv1.ConfirmRestorationRequest{ListDigest: digest, Except: except})
+				&iapmeshv1.ConfirmRestorationRequest{ListDigest: digest, Except: except, Unheard: unheard})
+			if fault.Is(err, fault.Conflict) {
+				return hint(err, "Read the list again: iapmesh snapshot pending. A node that will not come back is kept back by --except.")
+			}
 			if err != nil {
 				return err
 			}
@@ -251,6 +262,7 @@ stay suspended or quarantined.`,
 		},
 	}
 	cmd.Flags().StringVar(&list, "list", "", "`DIGEST` of the list that you have read (required)")
+	cmd.Flags().BoolVar(&unheard, "unheard", false, "release nodes, too, that have not told what they remember as revoked")
 	cmd.Flags().StringArrayVar(&except, "except", nil, "`KEY|NODE`, by id or name, that stays held back; may be repeated")
 	return cmd
 }
@@ -287,11 +299,26 @@ func (c *cli) printStatus(s *iapmeshv1.RestorationStatus, dryRun bool) error {
 			return
 		}
 		pendingTable(t, s, now)
+		if len(s.Unheard) > 0 {
+			t.line("")
+			t.line("Not heard yet: %s. What such a node alone remembers as revoked is not refused yet: wait, or keep it back.", strings.Join(unheardNames(s), ", "))
+		}
 		if len(s.ListDigest) > 0 {
 			t.line("")
 			t.line("If that is right:  iapmesh snapshot confirm --list %s", hex.EncodeToString(s.ListDigest))
 		}
 	})
+}
+
+// unheardNames are the nodes of the list that have not told what they remember.
+func unheardNames(s *iapmeshv1.RestorationStatus) []string {
+	var out []string
+	for _, n := range s.Nodes {
+		if slices.Contains(s.Unheard, n.Id) {
+			out = append(out, n.Name)
+		}
+	}
+	return out
 }
 
 func pendingTable(t *table, s *iapmeshv1.RestorationStatus, now time.Time) {
@@ -307,6 +334,15 @@ func pendingTable(t *table, s *iapmeshv1.RestorationStatus, now time.Time) {
 	for _, a := range s.Admins {
 		t.row("admin", a.Id, a.Name, adminStateCell(a, now), "expires "+stampText(a.ExpiresAt, now))
 	}
+	refusedTable(t, s)
+	if r := s.Revoked; r.GetKeys()+r.GetNodes()+r.GetAdmins()+r.GetUsers() > 0 {
+		t.line("")
+		t.line("Revoked in all, and stays so: %s, %s, %s, %s.", plural(uint64(r.Keys), "key"), plural(uint64(r.Nodes), "node"),
+			plural(uint64(r.Users), "blocked user"), plural(uint64(r.Admins), "administrator"))
+	}
+}
+
+func refusedTable(t *table, s *iapmeshv1.RestorationStatus) {
 	if len(s.Refused) == 0 {
 		return
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
@@ -13,8 +14,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,20 +30,32 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"iapmesh": main})
+	testscript.Main(m, map[string]func(){"iapmesh": patient})
+}
+
+// patient is main with a longer --timeout than people want: on a machine that does much else, any process may stop for seconds. One that
+// stands on the command line comes later, and counts.
+func patient() {
+	os.Args = slices.Insert(os.Args, 1, "--timeout="+defaultPatience.String())
+	main()
 }
 
 // TestScripts runs testdata/*.txtar: command lines as people type them, in processes of their own, against real nodes.
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	testscript.Run(t, scriptParams())
+	testscript.Run(t, scriptParams(t))
 }
 
 // scriptParams is what all scripts run in.
-func scriptParams() testscript.Params {
+func scriptParams(t *testing.T) testscript.Params {
+	t.Helper()
+	deadline, limited := t.Deadline()
+	if !limited {
+		deadline = time.Now().Add(30 * time.Minute) // a node that joins where it should not would run for ever
+	}
 	return testscript.Params{
 		Dir:      "testdata",
-		Deadline: time.Now().Add(15 * time.Minute), // of all scripts together; a node that joins where it should not would run for ever
+		Deadline: deadline, // of all scripts together
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("IAPMESH_PROFILE", filepath.Join(env.WorkDir, "admin.json"))
 			env.Setenv("HOME", env.WorkDir)
@@ -49,7 +65,10 @@ func scriptParams() testscript.Params {
 			"addresses":   addresses,
 			"certificate": certificate,
 			"eventually":  eventually,
+			"eventually1": eventuallyExits(1),
+			"eventually3": eventuallyExits(3),
 			"expand":      expand,
+			"halt":        halt,
 			"status1":     exits(1),
 			"status2":     exits(2),
 			"status3":     exits(3),
@@ -100,24 +119,47 @@ func expand(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text), 0o600))
 }
 
+// patience bounds every eventually: far above what is awaited, since all processes of a script may stop for seconds, one after the other.
+const patience = 3 * time.Minute
+
 // eventually PATTERN COMMAND…: runs the command until its output matches.
 func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	repeat(ts, neg, args, func(pattern *regexp.Regexp, _ error) bool { // what it printed decides
+		return pattern.MatchString(ts.ReadFile("stdout") + ts.ReadFile("stderr"))
+	})
+}
+
+// eventuallyExits makes eventuallyN PATTERN COMMAND…: runs the command until it ends with that status, and its stderr matches. It is statusN
+// for what gives up soon: where it was stopped meanwhile, it may have given up before it came to what is wanted.
+func eventuallyExits(status int) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		repeat(ts, neg, args, func(pattern *regexp.Regexp, err error) bool {
+			return ended(err, status) && pattern.MatchString(ts.ReadFile("stderr"))
+		})
+	}
+}
+
+// repeat runs a command until it did what was wanted.
+func repeat(ts *testscript.TestScript, neg bool, args []string, done func(*regexp.Regexp, error) bool) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: eventually PATTERN COMMAND…")
 	}
 	pattern, err := regexp.Compile(args[0])
 	ts.Check(err)
-	deadline := time.After(90 * time.Second)
+	deadline := time.After(patience)
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
 	for {
-		_ = ts.Exec(args[1], args[2:]...) // what it printed decides
-		if pattern.MatchString(ts.ReadFile("stdout") + ts.ReadFile("stderr")) {
+		err := ts.Exec(args[1], args[2:]...)
+		if done(pattern, err) {
 			return
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			ts.Fatalf("%s did not appear before the time of all scripts was over", args[0])
 		}
 		select {
 		case <-deadline:
-			ts.Fatalf("%s did not appear within 90 s", args[0])
+			ts.Fatalf("%s did not appear within %v", args[0], patience)
 		case <-ticker.C:
 		}
 	}
@@ -129,14 +171,31 @@ func exits(status int) func(*testscript.TestScript, bool, []string) {
 		if neg || len(args) < 2 {
 			ts.Fatalf("usage: status%d PATTERN COMMAND…", status)
 		}
-		var exit *exec.ExitError
-		if err := ts.Exec(args[1], args[2:]...); !errors.As(err, &exit) || exit.ExitCode() != status {
+		if err := ts.Exec(args[1], args[2:]...); !ended(err, status) {
 			ts.Fatalf("%v: ended with %v, want status %d", args[1:], err, status)
 		}
 		if stderr := ts.ReadFile("stderr"); !regexp.MustCompile(args[0]).MatchString(stderr) {
 			ts.Fatalf("stderr does not match %s", args[0])
 		}
 	}
+}
+
+// ended reports whether a command ended with that status.
+func ended(err error, status int) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.ExitCode() == status
+}
+
+// halt FILE: stops the process whose id the file holds, as if its machine were away. It goes on when it is told to, and in any case when
+// the script ends, which waits for it.
+func halt(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: halt FILE")
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(ts.ReadFile(args[0])))
+	ts.Check(err)
+	ts.Check(syscall.Kill(pid, syscall.SIGSTOP))
+	ts.Defer(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // it may have ended
 }
 
 func TestEveryCommandHelps(t *testing.T) {

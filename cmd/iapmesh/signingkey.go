@@ -161,7 +161,7 @@ func (c *cli) awaitSuccessors(ctx context.Context, kids []string, patience time.
 	shown := map[string]string{}
 	for {
 		resp, err := c.signingKeys(ctx)
-		if err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil && !fault.Is(err, fault.Unavailable) { // whoever waits for minutes waits for the next leader, too
 			return err
 		}
 		var open []string

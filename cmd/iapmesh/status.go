@@ -98,18 +98,7 @@ func statusRow(t *table, n *iapmeshv1.NodeStatus, now time.Time) {
 	if n.Voter {
 		mark += "v"
 	}
-	state := cell{text: enumText(n.Node.State, "NODE_STATE_"), style: green}
-	switch {
-	case n.Node.State == iapmeshv1.NodeState_NODE_STATE_QUARANTINED || n.Node.State == iapmeshv1.NodeState_NODE_STATE_REVOKED:
-		state.style = red
-	case n.Node.State != iapmeshv1.NodeState_NODE_STATE_ACTIVE:
-		state.style = dim
-	case !n.Live:
-		state = cell{text: state.text + ", silent", style: red}
-		if n.ReportedAt != nil {
-			state.text = "silent for " + spanText(now.Sub(n.ReportedAt.AsTime()))
-		}
-	}
+	state := standingCell(n, now)
 	if n.Report == nil {
 		t.row(n.Node.Region, n.Node.Name, mark, rolesText(n.Node.Roles), state, "", "", "", "", "", untilCell(n.Node.CertificateExpiresAt.AsTime(), now), "", n.Node.Id)
 		return
@@ -122,6 +111,23 @@ func statusRow(t *table, n *iapmeshv1.NodeStatus, now time.Time) {
 	t.row(n.Node.Region, n.Node.Name, mark, rolesText(n.Node.Roles), state, revisionText(r.Revision), lag,
 		spanText(time.Duration(r.ViewAgeMs)*time.Millisecond), r.Sessions, fmt.Sprintf("%.1f", r.RequestsPerSecond),
 		untilCell(r.CertificateExpiresAt.AsTime(), now), r.Version, n.Node.Id)
+}
+
+// standingCell is a node's state and, of one that is active and does not report, for how long it has not.
+func standingCell(n *iapmeshv1.NodeStatus, now time.Time) cell {
+	state := cell{text: enumText(n.Node.State, "NODE_STATE_"), style: green}
+	switch {
+	case n.Node.State == iapmeshv1.NodeState_NODE_STATE_QUARANTINED || n.Node.State == iapmeshv1.NodeState_NODE_STATE_REVOKED:
+		state.style = red
+	case n.Node.State != iapmeshv1.NodeState_NODE_STATE_ACTIVE:
+		state.style = dim
+	case !n.Live && !n.Leader: // who leads need not tell itself
+		state = cell{text: state.text + ", silent", style: red}
+		if n.ReportedAt != nil {
+			state.text = "silent for " + spanText(now.Sub(n.ReportedAt.AsTime()))
+		}
+	}
+	return state
 }
 
 // untilCell says when a certificate ends, and warns before it does.

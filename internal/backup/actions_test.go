@@ -28,7 +28,8 @@ const (
 // meanings has every act that leaves a record in package control. One that is missing here fails the test: whoever adds an act says
 // what it means, and teaches trail.go if it refuses.
 var meanings = map[string]string{
-	"revoke.session": refuses, "revoke.user": refuses, "revoke.node": refuses, "revoke.signing_key": refuses, "key.revoke": refuses, "key.suspend": refuses,
+	"revoke.session": neither, // a restoration refuses every session of before it
+	"revoke.user":    refuses, "revoke.node": refuses, "revoke.signing_key": refuses, "key.revoke": refuses, "key.suspend": refuses,
 	"node.quarantine": refuses, "node.remove": refuses, "node.leave": refuses, "node.depart": refuses, "admin.revoke": refuses, "snapshot.confirm": refuses,
 	"revocation.lift": takes, "key.resume": takes, "node.release": takes,
 	"control.transfer": neither, "admin.issue": neither, "admin.renew": neither, "apply": neither, "secret.set": neither, "key.issue": neither, "key.approve": neither,
@@ -51,7 +52,7 @@ func TestEveryActOfControlIsUnderstood(t *testing.T) {
 			t.Errorf("act %q is recorded as %s, which Remembered does not ask for", act.name, act.kind)
 		}
 		record := audit.Record{Time: time.Unix(1, 0), Detail: map[string]string{
-			"action": act.name, "value": "x", "id": "x", "key": "x", "node": "x", "kind": "session", "except": "x", "cascade": "keep",
+			"action": act.name, "value": "x", "id": "x", "key": "x", "node": "x", "kind": "subject", "except": "x", "cascade": "keep", "block": "yes",
 		}}
 		if got := len(backup.FromRecords([]audit.Record{record}, backup.Writers{"": true})) > 0; got != (meaning == refuses) {
 			t.Errorf("act %q: remembered as a denial: %t, want %t", act.name, got, meaning == refuses)

@@ -176,10 +176,10 @@ func (r *Restoring) send(stream grpc.ClientStreamingClient[iapmeshv1.RestoreRequ
 	}}})
 }
 
-// Confirm confirms the list of that digest, but for the exceptions.
-func Confirm(ctx context.Context, client *profile.Client, digest []byte, except []string) (out *iapmeshv1.ConfirmRestorationResponse, err error) {
+// Confirm confirms the list of that digest, but for the exceptions; unheard releases nodes that have not told what they remember, too.
+func Confirm(ctx context.Context, client *profile.Client, digest []byte, except []string, unheard bool) (out *iapmeshv1.ConfirmRestorationResponse, err error) {
 	err = client.Call(ctx, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
-		out, err = iapmeshv1.NewSnapshotServiceClient(conn).ConfirmRestoration(ctx, &iapmeshv1.ConfirmRestorationRequest{ListDigest: digest, Except: except}, o...)
+		out, err = iapmeshv1.NewSnapshotServiceClient(conn).ConfirmRestoration(ctx, &iapmeshv1.ConfirmRestorationRequest{ListDigest: digest, Except: except, Unheard: unheard}, o...)
 		return err
 	})
 	return out, err

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/audit/collect"
 	"github.com/iapmesh/iapmesh/internal/profile"
 	"github.com/iapmesh/iapmesh/keyring"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
@@ -45,7 +46,8 @@ func takesBack(action string) bool {
 	return slices.Contains([]string{"revocation.lift", "key.resume", "node.release"}, action)
 }
 
-// see takes one record, in the order in which they were written.
+// see takes one record, in the order in which they were written. What ended sessions alone is not remembered: a restoration refuses every
+// session of before it, and each sign-out leaves such a record.
 func (m memory) see(r audit.Record) {
 	d := r.Detail
 	denial := keyring.Denial{Value: d["value"], Reason: d["reason"], By: r.Actor.Subject, At: r.Time, Source: keyring.FromTrail}
@@ -55,12 +57,11 @@ func (m memory) see(r audit.Record) {
 		return out
 	}
 	switch d["action"] {
-	case "revoke.session":
-		m.deny(as(keyring.DenySession, d["value"]))
 	case "revoke.user":
-		out := as(keyring.DenySubject, d["value"])
-		out.Block = d["block"] == "yes" || m[string(keyring.DenySubject)+" "+out.Value].Block // it stays until it is lifted
-		m.deny(out)
+		if out := as(keyring.DenySubject, d["value"]); d["block"] == "yes" { // it stays until it is lifted
+			out.Block = true
+			m.deny(out)
+		}
 	case "revoke.node":
 		m.deny(as(keyring.DenyNode, d["value"]))
 	case "revoke.signing_key":
@@ -77,7 +78,9 @@ func (m memory) see(r audit.Record) {
 	case "admin.revoke":
 		m.deny(as(keyring.DenyAdmin, d["id"]))
 	case "revocation.lift":
-		m.lift(map[string]keyring.DenialKind{string(keyring.RevokeSession): keyring.DenySession, string(keyring.RevokeSubject): keyring.DenySubject}[d["kind"]], d["value"])
+		if d["kind"] == string(keyring.RevokeSubject) {
+			m.lift(keyring.DenySubject, d["value"])
+		}
 	}
 }
 
@@ -177,33 +180,67 @@ func FromRecords(records []audit.Record, by Writers) []keyring.Denial {
 // trailSkew is how much earlier than the snapshot the trail is read: clocks differ.
 const trailSkew = 5 * time.Minute
 
-// Remembered is what the trails of the aggregators at these addresses remember as refused since a time. An aggregator that does not
-// answer is one that is not asked: its error is in errs.
-func Remembered(ctx context.Context, client *profile.Client, aggregators []string, since time.Time, by Writers) (out []keyring.Denial, errs error) {
+// Trail is where to read, and what.
+type Trail struct {
+	Aggregators []string      // their addresses
+	Within      time.Duration // for so long they are asked; 0: as long as it takes
+	Store       string        // directory of an aggregator's store on this machine, whose node is stopped; empty: there is none
+	Since       time.Time
+	Writers     Writers
+}
+
+// Remembered is what the trails remember as refused. An aggregator that does not answer is one that is not asked, and a store that cannot
+// be read to its end tells what it told: the error is in errs.
+func Remembered(ctx context.Context, client *profile.Client, t Trail) (out []keyring.Denial, errs error) {
 	var records []audit.Record
-	for _, address := range aggregators {
-		for _, kind := range []audit.Kind{audit.KindRevocation, audit.KindAdmin, audit.KindRotation} {
-			err := client.CallNode(ctx, address, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
-				stream, err := iapmeshv1.NewAuditServiceClient(conn).Query(ctx, &iapmeshv1.QueryRequest{Kind: string(kind), From: timestamppb.New(since.Add(-trailSkew))}, o...)
-				if err != nil {
-					return err
-				}
-				for {
-					resp, err := stream.Recv()
-					if errors.Is(err, io.EOF) {
-						return nil
-					}
-					if err != nil {
-						return err
-					}
-					if r, err := audit.Decode(resp.Record); err == nil { // one that is not understood remembers nothing
-						r.Node, _, _ = strings.Cut(resp.Id, "/") // who shipped it, as the aggregator knows by the connection
-						records = append(records, r)
-					}
-				}
-			})
-			errs = errors.Join(errs, err)
+	take := func(node string, r audit.Record) {
+		r.Node = node // who shipped it, as the aggregator knows by the connection
+		records = append(records, r)
+	}
+	from, kinds := t.Since.Add(-trailSkew), []audit.Kind{audit.KindRevocation, audit.KindAdmin, audit.KindRotation}
+	asking := ctx
+	if t.Within > 0 {
+		var cancel context.CancelFunc
+		asking, cancel = context.WithTimeout(ctx, t.Within)
+		defer cancel()
+	}
+	for _, address := range t.Aggregators {
+		for _, kind := range kinds {
+			errs = errors.Join(errs, askTrail(asking, client, address, &iapmeshv1.QueryRequest{Kind: string(kind), From: timestamppb.New(from)}, take))
 		}
 	}
-	return FromRecords(records, by), errs
+	if t.Store != "" {
+		for _, kind := range kinds {
+			for e, err := range collect.ReadStore(ctx, t.Store, collect.Filter{Kind: kind, From: from}) {
+				if err != nil {
+					errs = errors.Join(errs, err)
+					continue
+				}
+				take(e.ID.Node, e.Record)
+			}
+		}
+	}
+	return FromRecords(records, t.Writers), errs
+}
+
+func askTrail(ctx context.Context, client *profile.Client, address string, req *iapmeshv1.QueryRequest, take func(node string, r audit.Record)) error {
+	return client.CallNode(ctx, address, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		stream, err := iapmeshv1.NewAuditServiceClient(conn).Query(ctx, req, o...)
+		if err != nil {
+			return err
+		}
+		for {
+			resp, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if r, err := audit.Decode(resp.Record); err == nil { // one that is not understood remembers nothing
+				node, _, _ := strings.Cut(resp.Id, "/")
+				take(node, r)
+			}
+		}
+	})
 }

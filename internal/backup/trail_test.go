@@ -29,20 +29,23 @@ func TestWhatTheTrailRemembers(t *testing.T) {
 		"nothing":       {nil, nil},
 		"no revocation": {[]audit.Record{record(0, map[string]string{"action": "key.issue", "key": "k"}), record(1, nil)}, nil},
 		"one of each": {[]audit.Record{
-			record(0, map[string]string{"action": "revoke.session", "value": "sid"}), record(1, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}),
+			record(1, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}),
 			record(2, map[string]string{"action": "revoke.node", "value": "n-1"}), record(3, map[string]string{"action": "revoke.signing_key", "value": "s-1"}),
 			record(4, map[string]string{"action": "admin.revoke", "id": "u-1", "name": "bob"}), record(5, map[string]string{"action": "key.revoke", "key": "k-1", "cascade": "keep", "nodes": ""}),
 		}, []brief{
-			{keyring.DenyAdmin, "u-1", "", false}, {keyring.DenyKey, "k-1", "", false}, {keyring.DenyNode, "n-1", "", false}, {keyring.DenySession, "sid", "", false},
+			{keyring.DenyAdmin, "u-1", "", false}, {keyring.DenyKey, "k-1", "", false}, {keyring.DenyNode, "n-1", "", false},
 			{keyring.DenySigningKey, "s-1", "", false}, {keyring.DenySubject, "dev/eve", "", true},
 		}},
 		"lifted": {[]audit.Record{
 			record(0, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}), record(1, map[string]string{"action": "revocation.lift", "kind": "subject", "value": "dev/eve"}),
 		}, nil},
 		"revoked again, and told out of order": {[]audit.Record{
-			record(2, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "no"}), record(1, map[string]string{"action": "revocation.lift", "kind": "subject", "value": "dev/eve"}),
+			record(2, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}), record(1, map[string]string{"action": "revocation.lift", "kind": "subject", "value": "dev/eve"}),
 			record(0, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}),
-		}, []brief{{keyring.DenySubject, "dev/eve", "", false}}},
+		}, []brief{{keyring.DenySubject, "dev/eve", "", true}}},
+		"sessions alone, which no restoration takes back": {[]audit.Record{
+			record(0, map[string]string{"action": "revoke.session", "value": "sid"}), record(1, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "no"}),
+		}, nil},
 		"a block stays": {[]audit.Record{
 			record(0, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "yes"}), record(1, map[string]string{"action": "revoke.user", "value": "dev/eve", "block": "no"}),
 		}, []brief{{keyring.DenySubject, "dev/eve", "", true}}},
@@ -116,7 +119,7 @@ func TestWhatTheTrailRemembers(t *testing.T) {
 func TestAControlNodeThatWasPutOutTakesNothingBack(t *testing.T) {
 	t.Parallel()
 	said := func(second int64, node, action, key, value string) audit.Record {
-		return audit.Record{Time: time.Unix(1_700_000_000+second, 0).UTC(), Node: node, Detail: map[string]string{"action": action, key: value, "kind": string(keyring.RevokeSubject)}}
+		return audit.Record{Time: time.Unix(1_700_000_000+second, 0).UTC(), Node: node, Detail: map[string]string{"action": action, key: value, "kind": string(keyring.RevokeSubject), "block": "yes"}}
 	}
 	var got []string
 	for _, d := range backup.FromRecords([]audit.Record{
@@ -138,7 +141,7 @@ func TestOnlyControlNodesAreBelievedOfRevocations(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0).UTC()
 	said := func(node, action, key, value string) audit.Record {
 		at = at.Add(time.Second)
-		return audit.Record{Time: at, Node: node, Detail: map[string]string{"action": action, key: value, "kind": string(keyring.RevokeSubject)}}
+		return audit.Record{Time: at, Node: node, Detail: map[string]string{"action": action, key: value, "kind": string(keyring.RevokeSubject), "block": "yes"}}
 	}
 	records := []audit.Record{
 		said("n-control", "revoke.user", "value", "dev/eve"), said("n-control", "key.suspend", "key", "k-1"), said("n-control", "node.quarantine", "node", "n-1"),

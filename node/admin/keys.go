@@ -98,7 +98,7 @@ func (s *keys) RevokeKey(ctx context.Context, req *iapmeshv1.RevokeKeyRequest) (
 	for i := range affected {
 		out.Affected = append(out.Affected, state.NodeProto(&affected[i]))
 	}
-	out.Lineage, out.Blast = tree, before.Blast(affected)
+	out.Lineage, out.Blast = tree, before.KeyBlast(key, affected)
 	return out, nil
 }
 

@@ -115,14 +115,15 @@ func receiveSnapshot(stream grpc.ClientStreamingServer[iapmeshv1.RestoreRequest,
 
 // GetRestoration implements SnapshotService: the leader answers, so that the list is the one of now.
 func (s *snapshots) GetRestoration(ctx context.Context, _ *iapmeshv1.GetRestorationRequest) (*iapmeshv1.GetRestorationResponse, error) {
-	if _, _, err := s.leader(ctx); err != nil {
+	_, c, err := s.leader(ctx)
+	if err != nil {
 		return nil, err
 	}
 	v, err := s.view(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &iapmeshv1.GetRestorationResponse{Status: control.RestorationStatus(v)}, nil
+	return &iapmeshv1.GetRestorationResponse{Status: c.Restoration(v)}, nil
 }
 
 // ConfirmRestoration implements SnapshotService.
@@ -131,7 +132,7 @@ func (s *snapshots) ConfirmRestoration(ctx context.Context, req *iapmeshv1.Confi
 	if err != nil {
 		return nil, err
 	}
-	at, err := c.ConfirmRestoration(ctx, by, req.ListDigest, req.Except)
+	at, err := c.ConfirmRestoration(ctx, by, req.ListDigest, req.Except, req.Unheard)
 	if err != nil {
 		return nil, err
 	}

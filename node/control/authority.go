@@ -20,13 +20,20 @@ import (
 // RotateAuthority makes the next authority, cross-signed with all that the mesh knows. It lies in every bundle from the returned
 // revision on, and the leader lets it issue once every live node has that.
 func (c *Controller) RotateAuthority(ctx context.Context, by string) (serial string, at revision.Revision, err error) {
+	return c.nextAuthority(ctx, by, func(*tx) bool { return true })
+}
+
+func (c *Controller) nextAuthority(ctx context.Context, by string, wanting func(*tx) bool) (serial string, at revision.Revision, err error) {
 	at, err = c.update(ctx, "rotate the CA", func(t *tx) error {
+		if serial = ""; !wanting(t) {
+			return nil
+		}
 		if serial, err = c.prepareAuthority(t); err == nil {
 			t.receipt("ca.prepare", serial, by)
 		}
 		return err
 	})
-	if err != nil {
+	if err != nil || serial == "" {
 		return "", at, err
 	}
 	c.turned(ctx, by, "ca.prepare", map[string]string{"serial": serial, "revision": at.String()})
@@ -116,7 +123,10 @@ func (c *Controller) turnAuthorities(ctx context.Context, v *state.View) error {
 		}
 	}
 	if due := NextAuthority(v); !due.IsZero() && !c.now().Before(due) && keyring.CanPrepare(v.Keyring.Authorities) == nil {
-		_, _, err := c.RotateAuthority(ctx, "leader")
+		_, _, err := c.nextAuthority(ctx, "leader", func(t *tx) bool {
+			due := NextAuthority(t.View) // the schedule may have been taken away meanwhile
+			return !due.IsZero() && !t.Now.Before(due)
+		})
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

@@ -38,7 +38,7 @@ func (c *Controller) PreviewKeyRevocation(ctx context.Context, by string, req *i
 	if err != nil {
 		return nil, nil, err
 	}
-	blast := now.Blast(changed)
+	blast := now.KeyBlast(&revoked, changed)
 	if refused != nil {
 		blast.Refusal = refused.Error()
 	}
@@ -53,7 +53,11 @@ func (c *Controller) PreviewNodeRevocation(ctx context.Context, ref string) (*ia
 		if id, err = FindNode(t.View, ref); err != nil {
 			return err
 		}
-		return c.mayRevokeNode(t, id)
+		n, err := t.node(id)
+		if err != nil {
+			return err
+		}
+		return c.mayRevokeNode(t, n)
 	})
 	if refused != nil && !fault.Is(refused, fault.Denied) {
 		return nil, refused
@@ -81,12 +85,15 @@ func (c *Controller) PreviewNodeRevocation(ctx context.Context, ref string) (*ia
 	return blast, nil
 }
 
-// mayRevokeNode refuses to revoke the leader, or whom the quorum needs.
-func (c *Controller) mayRevokeNode(t *tx, id string) error {
-	if id == c.NodeID {
-		return errLeads(id)
+// mayRevokeNode refuses to revoke the leader, or whom the quorum needs. What is revoked already may be again.
+func (c *Controller) mayRevokeNode(t *tx, n *keyring.Node) error {
+	switch {
+	case n.State == keyring.NodeRevoked:
+		return nil // nothing is left to lose
+	case n.ID == c.NodeID:
+		return c.errLeads(t, n.ID)
 	}
-	return c.keepsQuorum(t, id)
+	return c.keepsQuorum(t, n.ID)
 }
 
 // Survey is the mesh at one moment: what a revocation ends is told by what was there before it.
@@ -104,8 +111,16 @@ func (c *Controller) Survey() (*Survey, error) {
 	return &Survey{view: v, live: c.Reports.sessions(v)}, nil
 }
 
+// KeyBlast says what ends when a key is revoked, and nodes become changed with it: also the sessions of those that have departed.
+func (s *Survey) KeyBlast(revoked *keyring.Key, changed []keyring.Node) *iapmeshv1.BlastRadius {
+	return s.blast(changed, s.view.Keyring.LeftBehind(revoked.ID, revoked.Cascade))
+}
+
 // Blast says what ends when nodes become changed: quarantined or revoked.
-func (s *Survey) Blast(changed []keyring.Node) *iapmeshv1.BlastRadius {
+func (s *Survey) Blast(changed []keyring.Node) *iapmeshv1.BlastRadius { return s.blast(changed, nil) }
+
+// blast is both; behind are session keys that end though their nodes stay as they are.
+func (s *Survey) blast(changed []keyring.Node, behind []*keyring.SigningKey) *iapmeshv1.BlastRadius {
 	v, live := s.view, s.live
 	after := map[string]*keyring.Node{}
 	out := &iapmeshv1.BlastRadius{}
@@ -133,6 +148,12 @@ func (s *Survey) Blast(changed []keyring.Node) *iapmeshv1.BlastRadius {
 			if !slices.ContainsFunc(out.SigningKeys, func(have *iapmeshv1.SigningKey) bool { return have.Kid == k.KID }) {
 				out.SigningKeys = append(out.SigningKeys, state.SigningKeyProto(k))
 			}
+		}
+	}
+	for i, k := range behind {
+		out.SigningKeys = append(out.SigningKeys, state.SigningKeyProto(k))
+		if i == 0 || behind[i-1].Node != k.Node {
+			held = append(held, live.minted[k.Node]...)
 		}
 	}
 	out.Sessions = live.count(held)

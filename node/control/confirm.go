@@ -17,7 +17,16 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// RestorationStatus is the last restoration as an operator reads it.
+// Restoration is the last restoration as an operator reads it, with what the leader alone knows.
+func (c *Controller) Restoration(v *state.View) *iapmeshv1.RestorationStatus {
+	out := RestorationStatus(v)
+	if r := v.Keyring.Unconfirmed(); r != nil {
+		out.Unheard = c.recalled.unheard(r, r.Pending(&v.Keyring.Contents).Nodes)
+	}
+	return out
+}
+
+// RestorationStatus is the last restoration as the state knows it.
 func RestorationStatus(v *state.View) *iapmeshv1.RestorationStatus {
 	return statusOf(&v.Keyring.Contents, v.Revision)
 }
@@ -32,6 +41,7 @@ func statusOf(c *keyring.Contents, at revision.Revision) *iapmeshv1.RestorationS
 	if r.Phase == keyring.RestorationConfirmed {
 		return out
 	}
+	out.Revoked = revokedCount(c)
 	pending := r.Pending(c)
 	if r.Phase == keyring.RestorationAwaiting {
 		out.ListDigest = r.Digest(pending)
@@ -53,14 +63,40 @@ func statusOf(c *keyring.Contents, at revision.Revision) *iapmeshv1.RestorationS
 	return out
 }
 
+func revokedCount(c *keyring.Contents) *iapmeshv1.RevokedCount {
+	out := &iapmeshv1.RevokedCount{}
+	for _, k := range c.Keys {
+		if k.State == keyring.KeyRevoked {
+			out.Keys++
+		}
+	}
+	for _, n := range c.Nodes {
+		if n.State == keyring.NodeRevoked {
+			out.Nodes++
+		}
+	}
+	for _, a := range c.Admins {
+		if !a.RevokedAt.IsZero() {
+			out.Admins++
+		}
+	}
+	for _, r := range c.Revocations[keyring.RevokeSubject] {
+		if r.Block {
+			out.Users++
+		}
+	}
+	return out
+}
+
 // confirmBatch bounds how many keys and nodes one commit of a confirmation gives back.
 const confirmBatch = 80
 
 // ConfirmRestoration gives back what the list holds, but for the exceptions (ids or names), and opens the mesh. The digest is that of the
-// list that the operator has read: if it is another now, nothing happens. Asked again with the same digest it goes on where it ended.
-func (c *Controller) ConfirmRestoration(ctx context.Context, by string, digest []byte, except []string) (revision.Revision, error) {
+// list that the operator has read: if it is another now, nothing happens. A node that has not told what it remembers is not released unless
+// unheard says so: it alone may know of a revocation. Asked again with the same digest it goes on where it ended.
+func (c *Controller) ConfirmRestoration(ctx context.Context, by string, digest []byte, except []string, unheard bool) (revision.Revision, error) {
 	var none revision.Revision
-	fresh, err := c.acceptList(ctx, by, digest, except)
+	fresh, err := c.acceptList(ctx, by, digest, except, unheard)
 	if err != nil {
 		return none, err
 	}
@@ -94,7 +130,7 @@ func (c *Controller) ConfirmRestoration(ctx context.Context, by string, digest [
 }
 
 // acceptList writes down which list was confirmed, with which exceptions: from then on no other is.
-func (c *Controller) acceptList(ctx context.Context, by string, digest []byte, except []string) (fresh bool, err error) {
+func (c *Controller) acceptList(ctx context.Context, by string, digest []byte, except []string, unheard bool) (fresh bool, err error) {
 	_, err = c.update(ctx, "confirm the restoration", func(t *tx) error {
 		r, err := t.restoration()
 		switch {
@@ -119,11 +155,33 @@ func (c *Controller) acceptList(ctx context.Context, by string, digest []byte, e
 		if r.Except, err = exceptions(&t.View.Keyring.Contents, pending, except); err != nil {
 			return err
 		}
+		if err := c.awaitWord(&t.View.Keyring.Contents, r, pending, unheard); err != nil {
+			return err
+		}
 		r.Confirmed, r.ConfirmedBy, fresh = digest, by, true
 		t.put(state.PutRestoration(r))
 		return nil
 	})
 	return fresh, err
+}
+
+// awaitWord refuses to release nodes that have not told what they remember.
+func (c *Controller) awaitWord(contents *keyring.Contents, r *keyring.Restoration, pending keyring.RestoreList, unheard bool) error {
+	var silent []string
+	for _, id := range c.recalled.unheard(r, pending.Nodes) {
+		if !slices.Contains(r.Except, id) {
+			silent = append(silent, contents.Nodes[id].Name)
+		}
+	}
+	if len(silent) == 0 || unheard {
+		return nil
+	}
+	slices.Sort(silent)
+	names := strings.Join(silent[:min(len(silent), 5)], ", ")
+	if len(silent) > 5 {
+		names += ", …"
+	}
+	return fault.New(fault.Conflict, "%d nodes that would be released have not told yet what they remember as revoked: %s", len(silent), names)
 }
 
 // exceptions resolves ids and names of the list to ids.

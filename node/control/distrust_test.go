@@ -6,6 +6,7 @@ import (
 
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/keyring"
+	"github.com/iapmesh/iapmesh/keyring/seal"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
@@ -76,22 +77,27 @@ func TestRevokingAQuarantinedControlNodeTakesEveryAssertionKey(t *testing.T) {
 			}
 			secret := w.issue(func(r *iapmeshv1.IssueKeyRequest) { r.Grants = []iapmeshv1.Role{iapmeshv1.Role_ROLE_CONTROL} })
 			ctl := w.joined(secret, "ctl-2", "us-east", iapmeshv1.Role_ROLE_CONTROL)
-			audiences := func() (open int) {
-				for name := range w.view().Keyring.Audiences {
-					if w.opens(ctl, name) {
-						open++
+			audiences := func() (of []string) {
+				for name, a := range w.view().Keyring.Audiences {
+					if seal.IsMember(*a, ctl.id()) {
+						of = append(of, name)
 					}
 				}
-				return open
+				return of
 			}
-			w.eventually("every audience open to it", func() bool { return audiences() > store.MaxOps })
+			w.eventually("it to be a member of every audience", func() bool { return len(audiences()) > store.MaxOps })
+			for _, name := range audiences() {
+				if !w.opens(ctl, name) {
+					t.Fatalf("it does not open %s", name)
+				}
+			}
 			var known []string
 			for _, k := range w.view().Keyring.VerifyingKeys(keyring.SigningAssertion) {
 				known = append(known, k.KID)
 			}
 			_, _, err := w.QuarantineNode(t.Context(), "admin/ana", "ctl-2", "odd")
 			must(t, err)
-			w.eventually("no audience open to it", func() bool { return audiences() == 0 })
+			w.eventually("it to be a member of none", func() bool { return len(audiences()) == 0 })
 			must(t, revoke(w, secret.ID()))
 			if n := w.node(ctl); n.State != keyring.NodeRevoked {
 				t.Errorf("the node is %s", n.State)

@@ -83,7 +83,15 @@ func (t *tx) gossipRing() (keyring.GossipRing, error) {
 
 // RotateGossipKey begins to replace the gossip key; the leader takes the further steps as nodes acknowledge each.
 func (c *Controller) RotateGossipKey(ctx context.Context, by string) (revision.Revision, error) {
+	return c.nextGossipKey(ctx, by, func(*tx) bool { return true })
+}
+
+func (c *Controller) nextGossipKey(ctx context.Context, by string, wanting func(*tx) bool) (revision.Revision, error) {
+	begun := false
 	at, err := c.update(ctx, "rotate the gossip key", func(t *tx) error {
+		if begun = wanting(t); !begun {
+			return nil
+		}
 		ring, err := t.gossipRing()
 		if err != nil {
 			return err
@@ -98,7 +106,7 @@ func (c *Controller) RotateGossipKey(ctx context.Context, by string) (revision.R
 		t.receipt("gossip.install", keyring.SecretGossipRing, by)
 		return c.beginRing(t, key, key)
 	})
-	if err == nil {
+	if err == nil && begun {
 		c.turned(ctx, by, "gossip.install", map[string]string{"revision": at.String()})
 	}
 	return at, err
@@ -115,7 +123,10 @@ func (c *Controller) gossipAudience(t *tx) (seal.AudienceKey, error) {
 // turnGossipRing takes the next step of a change of the gossip key once every live node has the one before, and begins one by schedule.
 func (c *Controller) turnGossipRing(ctx context.Context, v *state.View) error {
 	if due := NextGossipKey(v); !due.IsZero() && !c.now().Before(due) {
-		_, err := c.RotateGossipKey(ctx, "leader")
+		_, err := c.nextGossipKey(ctx, "leader", func(t *tx) bool {
+			due := NextGossipKey(t.View) // the schedule may have been taken away meanwhile
+			return !due.IsZero() && !t.Now.Before(due)
+		})
 		return err
 	}
 	ring := v.Keyring.GossipRing

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
 	"github.com/iapmesh/iapmesh/internal/fault"
@@ -42,6 +43,9 @@ func (c *Controller) IssueKey(ctx context.Context, by string, req *iapmeshv1.Iss
 		if err := t.unusedKey(&issued); err != nil {
 			return err
 		}
+		if has := t.View.Keyring.NameTaken(issued.Name, t.Now); has != nil {
+			return fault.New(fault.Conflict, "key %s has the name %q, and is %s: rotate or revoke that one, or choose another name", has.ID, has.Name, has.State)
+		}
 		t.put(state.PutKey(&issued))
 		t.receipt("key.issue", issued.ID, by)
 		return nil
@@ -70,7 +74,7 @@ func (c *Controller) RotateKey(ctx context.Context, by string, req *iapmeshv1.Ro
 			return err
 		}
 		predecessor, successor, err := keyring.RotateKey(*k, keyring.RotateRequest{
-			SuccessorPublicKey: req.SuccessorPublicKey, Grace: req.Grace.AsDuration(), TTL: req.Ttl.AsDuration(), NeedsApproval: approval, By: by, Now: t.Now,
+			SuccessorPublicKey: req.SuccessorPublicKey, Grace: req.Grace.AsDuration(), TTL: req.Ttl.AsDuration(), NeedsApproval: approval || k.NeedsApproval, By: by, Now: t.Now,
 		})
 		if err != nil {
 			return err
@@ -96,8 +100,9 @@ func (c *Controller) RotateKey(ctx context.Context, by string, req *iapmeshv1.Ro
 // cascadeBatch bounds how many nodes, each with its signing keys, go with one commit.
 const cascadeBatch = 20
 
-// RevokeKey revokes a key and, by its cascade, the nodes under it; a dry run only says which. The key and the first nodes change in one
-// commit, the rest of a large cascade in further ones: should one fail, the same call again goes on where it ended.
+// RevokeKey revokes a key and, by its cascade, the nodes under it and the session keys of those that have departed; a dry run only says which
+// nodes. The key and the first nodes change in one commit, the rest of a large cascade in further ones: should one fail, the same call again
+// goes on where it ended. Where nothing is left to be done it changes nothing, and leaves no further receipt.
 func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.RevokeKeyRequest) (*keyring.Key, []keyring.Node, revision.Revision, error) {
 	cascade := state.CascadeOf(req.Cascade)
 	if req.Cascade == iapmeshv1.Cascade_CASCADE_UNSPECIFIED {
@@ -105,10 +110,15 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 	}
 	var revoked keyring.Key
 	var affected []keyring.Node
+	var silenced []string // session keys of nodes that have departed
 	for {
 		var batch []keyring.Node
-		more := false
+		var kids []string
+		var more bool
+		var before revision.Revision // at which all was done already; zero: it was not
+		var last *tx
 		at, err := c.update(ctx, "revoke key", func(t *tx) error {
+			last, kids, more, before = t, nil, false, revision.Revision{}
 			k, err := t.findKey(req.Key)
 			if err != nil {
 				return err
@@ -117,21 +127,28 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 			if err != nil {
 				return err
 			}
-			if slices.Contains(nodeIDs(batch), c.NodeID) {
-				return fault.New(fault.Denied, "node %s, which is under the key, leads: hand the lead to another first (iapmesh control transfer), or choose cascade keep", c.NodeID)
-			}
-			if err := c.keepsQuorum(t, nodeIDs(batch)...); err != nil {
+			if err := c.mayCascade(t, nodeIDs(batch)); err != nil {
 				return err
 			}
 			if req.DryRun {
 				return nil
 			}
+			behind := t.View.Keyring.LeftBehind(k.ID, revoked.Cascade)
+			act := t.receipt("key.revoke", revoked.ID, by)
+			act.Reason = req.Reason
+			if k.State == keyring.KeyRevoked && k.Cascade == revoked.Cascade && len(batch)+len(behind) == 0 {
+				before = t.guards[state.KeyPath(k.ID)]
+				return nil // but for a receipt that was begun, and ends here
+			}
 			if more = len(batch) > cascadeBatch; more {
 				batch = batch[:cascadeBatch]
 			}
-			act := t.receipt("key.revoke", revoked.ID, by)
 			t.put(state.PutKey(&revoked))
 			for i := range batch {
+				if len(t.puts) >= distrustRoom {
+					batch, more = batch[:i], true
+					break
+				}
 				was, err := t.node(batch[i].ID) // guards what the cascade was decided on
 				if err != nil {
 					return err
@@ -151,19 +168,32 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 					return err
 				}
 			}
-			act.Reason, act.More = req.Reason, more
+			if !more {
+				if kids, more, err = t.silence(behind, "key "+k.ID+" revoked"); err != nil {
+					return err
+				}
+			}
+			act.More = more
 			return nil
 		})
 		if err == nil {
-			affected = append(affected, batch...)
+			affected, silenced = append(affected, batch...), append(silenced, kids...)
 		}
-		if !req.DryRun && (err == nil && !more || err != nil && len(affected) > 0) {
-			c.record(ctx, audit.KindRevocation, by, map[string]string{
+		if err == nil && !before.IsZero() && last.receiptID == "" {
+			at = before
+		}
+		begun := len(affected)+len(silenced) > 0
+		if !req.DryRun && (err == nil && !more && before.IsZero() || err != nil && begun) {
+			detail := map[string]string{
 				"action": "key.revoke", "key": revoked.ID, "cascade": string(cascade), "reason": req.Reason, "nodes": strings.Join(nodeIDs(affected), " "), "receipt": c.ReceiptID(at),
-			})
+			}
+			if len(silenced) > 0 {
+				detail["session_keys"] = strings.Join(silenced, " ")
+			}
+			c.record(ctx, audit.KindRevocation, by, detail)
 		}
 		switch {
-		case err != nil && len(affected) > 0:
+		case err != nil && begun:
 			return nil, affected, at, fmt.Errorf("key %s is revoked, and %d nodes under it; the rest is not: do it again: %w", revoked.ID, len(affected), err)
 		case err != nil:
 			return nil, nil, at, err
@@ -171,6 +201,44 @@ func (c *Controller) RevokeKey(ctx context.Context, by string, req *iapmeshv1.Re
 			return &revoked, affected, at, nil
 		}
 	}
+}
+
+// silence revokes session keys of nodes that have departed, as many as the commit has room for, and says whether some are left.
+func (t *tx) silence(keys []*keyring.SigningKey, reason string) (kids []string, more bool, err error) {
+	for _, k := range keys {
+		if len(t.puts) >= distrustRoom {
+			return kids, true, nil
+		}
+		fresh, err := t.signingKey(k.KID)
+		if err != nil {
+			return nil, false, err
+		}
+		if !fresh.Verifies() { // it is over meanwhile
+			continue
+		}
+		revoked, err := keyring.RevokeSigningKey(*fresh, reason, t.Now)
+		if err != nil {
+			return nil, false, err
+		}
+		t.put(state.PutSigningKey(&revoked))
+		kids = append(kids, k.KID)
+	}
+	return kids, false, nil
+}
+
+// mayCascade refuses to take the nodes under a key away if one of them leads, or if the mesh needs their votes. More control nodes help only
+// if they are not under it, too.
+func (c *Controller) mayCascade(t *tx, ids []string) error {
+	err := c.keepsQuorum(t, ids...)
+	switch leads := slices.Contains(ids, c.NodeID); {
+	case fault.Is(err, fault.Denied) && leads:
+		return fmt.Errorf("node %s, which is under the key, leads; %w, by another key, or choose cascade keep", c.NodeID, err)
+	case fault.Is(err, fault.Denied):
+		return fmt.Errorf("%w, by another key, or choose cascade keep", err)
+	case leads:
+		return fault.New(fault.Denied, "node %s, which is under the key, leads: hand the lead to another first (iapmesh control transfer), or choose cascade keep", c.NodeID)
+	}
+	return err
 }
 
 // findKey reads and guards a key by id or name.
@@ -184,7 +252,8 @@ func (t *tx) findKey(ref string) (*keyring.Key, error) {
 
 // keepsQuorum refuses to take nodes away whose votes the mesh needs.
 func (c *Controller) keepsQuorum(t *tx, removing ...string) error {
-	var ids []string
+	_, since := c.Leading()
+	facts := keyring.QuorumFacts{Nodes: t.View.Keyring.Nodes, Leader: c.NodeID, Heard: map[string]time.Time{}, ListeningSince: since, Now: c.Now()}
 	if c.Voters != nil {
 		servers, err := c.Voters.Servers(t.ctx)
 		if err != nil {
@@ -192,11 +261,16 @@ func (c *Controller) keepsQuorum(t *tx, removing ...string) error {
 		}
 		for _, s := range servers {
 			if s.Voter {
-				ids = append(ids, s.ID)
+				facts.Voters = append(facts.Voters, s.ID)
 			}
 		}
 	}
-	return keyring.QuorumAfter(t.View.Keyring.Nodes, ids, removing)
+	for id, n := range facts.Nodes {
+		if report, ok := c.Reports.Get(id); ok && n.HasRole(keyring.RoleControl) {
+			facts.Heard[id] = report.At
+		}
+	}
+	return keyring.QuorumAfter(facts, removing)
 }
 
 func prefixes(cidrs []string) ([]netip.Prefix, error) {

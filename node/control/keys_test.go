@@ -1,7 +1,6 @@
 package control_test
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -14,7 +13,6 @@ import (
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/keyring/seal"
 	"github.com/iapmesh/iapmesh/node/control"
-	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
@@ -53,6 +51,34 @@ func TestAKeyIsIssuedOnceAndRotated(t *testing.T) {
 	if got := control.Keys(w.view()); len(got) != 3 || got[0].ID != next.ID() {
 		t.Errorf("%d keys, want the newest first", len(got))
 	}
+}
+
+// A name that a key has which admits nodes, or may come to, means that key: no second one gets it. A successor has its predecessor's.
+func TestANameMeansOneKey(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	named := func(r *iapmeshv1.IssueKeyRequest) { r.Name = "fleet" }
+	again := func() error {
+		return second2(w.IssueKey(t.Context(), "admin/ana", &iapmeshv1.IssueKeyRequest{PublicKey: public(newKey(t)), Name: "fleet", Grants: []iapmeshv1.Role{iapmeshv1.Role_ROLE_PROXY}}))
+	}
+	first := w.issue(named)
+	wantKind(t, "beside an active one", again(), fault.Conflict, "key "+first.ID()+` has the name "fleet", and is active: rotate or revoke that one`)
+	must(t, errOf(w.SuspendKey(t.Context(), "admin/ana", "fleet", "")))
+	wantKind(t, "beside a suspended one", again(), fault.Conflict, first.ID()+` has the name "fleet", and is suspended`)
+	must(t, errOf(w.ResumeKey(t.Context(), "admin/ana", "fleet")))
+
+	next, err := keyring.GenerateKey(w.pin, nil)
+	must(t, err)
+	_, after, _, err := w.RotateKey(t.Context(), "admin/ana", &iapmeshv1.RotateKeyRequest{Key: "fleet", SuccessorPublicKey: next.PublicKey(), Grace: durationpb.New(time.Hour)})
+	must(t, err)
+	if after.Name != "fleet" {
+		t.Errorf("the successor is called %s", after.Name)
+	}
+	wantKind(t, "beside a rotated one", again(), fault.Conflict, next.ID()+` has the name "fleet", and is active`)
+	must(t, fourth(w.RevokeKey(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: next.ID(), Cascade: iapmeshv1.Cascade_CASCADE_KEEP})))
+	must(t, again()) // its time is over in 24 hours, and with it its claim to the name
+	w.clock.advance(keyring.DefaultKeyTTL + 2*keyring.Skew)
+	must(t, again())
 }
 
 func TestRevokingAKeyTakesWhatItsCascadeSays(t *testing.T) {
@@ -163,15 +189,22 @@ func TestQuorumIsNeverRevoked(t *testing.T) {
 	w := start(t)
 	_, _, _, err := w.RevokeKey(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: w.boot.ID(), Cascade: iapmeshv1.Cascade_CASCADE_KILL, DryRun: true})
 	// The founder joined under no key's signature, but counts under the bootstrap key.
-	wantKind(t, "kill all", err, fault.Denied, "")
+	wantKind(t, "kill all", err, fault.Denied, "add control nodes first, by another key, or choose cascade keep")
 	second := w.joined(w.boot, "control-2", "us-east", iapmeshv1.Role_ROLE_CONTROL)
 	_, _, _, err = w.RevokeKey(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: w.boot.ID(), Cascade: iapmeshv1.Cascade_CASCADE_QUARANTINE})
-	wantKind(t, "quarantine the leader", err, fault.Denied, "leads")
+	wantKind(t, "quarantine the leader and whoever could lead", err, fault.Denied, "leads; this would take 2 of 2 control nodes")
+	wantKind(t, "the same", err, fault.Denied, "add control nodes first, by another key")
 	_, _, err = w.Revoke(t.Context(), "admin/ana", &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, Value: "founder"})
 	wantKind(t, "revoke the leader", err, fault.Denied, "leads")
 	if w.node(w.founder).State != keyring.NodeActive || w.node(second).State != keyring.NodeActive || w.key(w.boot.ID()).State != keyring.KeyActive {
 		t.Error("something was revoked all the same")
 	}
+
+	// Another that could lead: now it helps to hand the lead over.
+	w.joined(w.issue(func(r *iapmeshv1.IssueKeyRequest) { r.Grants = []iapmeshv1.Role{iapmeshv1.Role_ROLE_CONTROL} }), "control-3", "us-east", iapmeshv1.Role_ROLE_CONTROL)
+	w.everybodyReports()
+	_, _, _, err = w.RevokeKey(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: w.boot.ID(), Cascade: iapmeshv1.Cascade_CASCADE_QUARANTINE})
+	wantKind(t, "quarantine the leader", err, fault.Denied, "leads: hand the lead to another first (iapmesh control transfer), or choose cascade keep")
 }
 
 // A control node is a member of what it uses with its first view, and of all else soon after.
@@ -242,26 +275,6 @@ func TestSecrets(t *testing.T) {
 
 func second2[A, B any](_ A, _ B, err error) error { return err }
 
-// serves lets nodes report without end.
-func (w *world) serves(without ...*joiner) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(5 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				w.everybodyReports(without...)
-			}
-		}
-	}()
-	return func() { cancel(); <-done }
-}
-
 func TestASessionKeySignsOnceAllLiveNodesHaveIt(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -286,17 +299,15 @@ func TestASessionKeySignsOnceAllLiveNodesHaveIt(t *testing.T) {
 		t.Fatalf("announced key is %s", k.State)
 	}
 	w.Reports.Set(slow.id(), &iapmeshv1.NodeReport{Revision: &iapmeshv1.Revision{Epoch: old.Revision.Epoch, Index: old.Revision.Index}})
-	stop := w.serves(slow, dead)
-	defer stop()
-	w.eventually("acknowledgement by those who serve it", func() bool {
-		r := w.Readiness(w.view(), k)
-		return slices.Equal(r.Waiting, []string{slow.id()}) && slices.Equal(r.Lagging, []string{dead.id()}) && !r.Ready
-	})
+	w.everybodyReports(slow, dead)
+	if r := w.Readiness(w.view(), k); !slices.Equal(r.Waiting, []string{slow.id()}) || !slices.Equal(r.Lagging, []string{dead.id()}) || r.Ready {
+		t.Errorf("acknowledged by those who serve it: %+v", r)
+	}
+	w.settled()
 	if w.view().Keyring.SigningKeys[kid].State != keyring.SigningAnnounced {
 		t.Error("it signs, though a live node cannot verify it")
 	}
-	stop2 := w.serves(dead)
-	defer stop2()
+	w.everybodyReports(dead)
 	w.eventually("promotion, the dead one notwithstanding", func() bool {
 		return w.view().Keyring.SigningKeys[kid].State == keyring.SigningActive && w.view().Keyring.SigningKeys[first.KID].State == keyring.SigningVerifyOnly
 	})
@@ -306,6 +317,7 @@ func TestASessionKeySignsOnceAllLiveNodesHaveIt(t *testing.T) {
 	}
 	w.eventually("its predecessor's end", func() bool {
 		w.clock.advance(keyring.Skew)
+		w.everybodyReports(dead)
 		return w.view().Keyring.SigningKeys[first.KID].State == keyring.SigningDestroyed
 	})
 }
@@ -317,24 +329,31 @@ func TestAKeyOutlivesItsHoldersIgnorance(t *testing.T) {
 	w := start(t)
 	away, near := w.joined(w.boot, "away", "eu-west"), w.joined(w.boot, "near", "eu-west")
 	old := map[*joiner]string{}
-	stop := w.serves(away)
 	for _, j := range []*joiner{away, near} {
 		old[j] = w.view().Keyring.ActiveSessionKey(j.id()).KID
 		next := newKey(t)
 		_, err := w.AnnounceSigningKey(t.Context(), j.id(), &iapmeshv1.AnnounceSigningKeyRequest{PublicKey: public(next), Proof: sign(next, j.id())})
 		must(t, err)
 	}
-	w.Reports.Set(away.id(), &iapmeshv1.NodeReport{Revision: state.RevisionProto(w.view().Revision)}) // both are announced there, and it is cut off just then
+	w.everybodyReports() // both are announced everywhere, and one node is cut off just then
 	is := func(j *joiner) keyring.SigningState { return w.view().Keyring.SigningKeys[old[j]].State }
-	w.eventually("the end of the key whose holder knows", func() bool { w.clock.advance(keyring.Skew); return is(near) == keyring.SigningDestroyed })
+	w.eventually("both to be put down", func() bool { return is(near) == keyring.SigningVerifyOnly && is(away) == keyring.SigningVerifyOnly })
+	w.eventually("the end of the key whose holder knows", func() bool {
+		w.clock.advance(keyring.Skew)
+		w.everybodyReports(away)
+		return is(near) == keyring.SigningDestroyed
+	})
 	w.clock.advance(3 * time.Hour)
+	w.everybodyReports(away)
+	w.settled()
 	if is(away) != keyring.SigningVerifyOnly {
 		t.Errorf("a key is %s while its holder may still sign with it", is(away))
 	}
-	stop()
-	stop = w.serves()
-	defer stop()
-	w.eventually("its end, once its holder knows", func() bool { w.clock.advance(keyring.Skew); return is(away) == keyring.SigningDestroyed })
+	w.eventually("its end, once its holder knows", func() bool {
+		w.clock.advance(keyring.Skew)
+		w.everybodyReports()
+		return is(away) == keyring.SigningDestroyed
+	})
 }
 
 func TestAssertionKeysRotate(t *testing.T) {
@@ -342,8 +361,6 @@ func TestAssertionKeysRotate(t *testing.T) {
 	w := start(t)
 	first := w.view().Keyring.ActiveAssertionKey("eu-west", "")
 	w.clock.advance(keyring.LiveWithin)
-	stop := w.serves()
-	defer stop()
 	kids, _, err := w.RotateSigningKeys(t.Context(), "admin/ana", &iapmeshv1.RotateSigningKeysRequest{Kind: iapmeshv1.SigningKeyKind_SIGNING_KEY_KIND_ASSERTION, Region: "eu-west"})
 	if err != nil || !slices.Equal(kids, []string{first.KID}) {
 		t.Fatalf("rotating %v, %v", kids, err)
@@ -357,6 +374,7 @@ func TestAssertionKeysRotate(t *testing.T) {
 		}
 		return next != nil
 	})
+	w.everybodyReports()
 	if r := w.Readiness(w.view(), next); !r.NotBefore.Equal(next.AnnouncedAt.Add(2*keyring.JWKSMaxAge)) || r.Ready {
 		t.Errorf("readiness: %+v", r)
 	}
@@ -365,8 +383,10 @@ func TestAssertionKeysRotate(t *testing.T) {
 		t.Fatal("the private half is not there")
 	}
 	w.clock.advance(2 * keyring.JWKSMaxAge)
+	w.everybodyReports()
 	w.eventually("promotion", func() bool { return w.view().Keyring.SigningKeys[next.KID].State == keyring.SigningActive })
 	w.clock.advance(keyring.AssertionTokenLife + keyring.Skew)
+	w.everybodyReports()
 	w.eventually("the end of the first", func() bool {
 		return w.view().Keyring.SigningKeys[first.KID].State == keyring.SigningDestroyed && w.view().Keyring.Secrets[secret] == nil
 	})

@@ -279,6 +279,7 @@ func (c *Controller) sweep(ctx context.Context, v *state.View) error {
 			errs = append(errs, c.sweepNode(ctx, n.ID, leadingSince))
 		}
 	}
+	errs = append(errs, c.sweepSigningKeys(ctx, v))
 	var over []*keyring.Revocation
 	for _, kind := range v.Keyring.Revocations {
 		for _, r := range kind {
@@ -300,10 +301,18 @@ func (c *Controller) silentSince(n *keyring.Node, leadingSince time.Time) time.T
 	if report, ok := c.Reports.Get(n.ID); ok && report.At.After(silent) {
 		silent = report.At
 	}
-	if certified := n.CertExpiresAt.Add(-keyring.NodeCertLife); certified.After(silent) {
+	if certified := certifiedAt(n); certified.After(silent) {
 		silent = certified
 	}
 	return silent
+}
+
+// certifiedAt is when a node came for its last certificate; zero: never.
+func certifiedAt(n *keyring.Node) time.Time {
+	if n.CertExpiresAt.IsZero() {
+		return time.Time{}
+	}
+	return n.CertExpiresAt.Add(-keyring.NodeCertLife)
 }
 
 func (c *Controller) sweepKey(ctx context.Context, id string) error {
@@ -334,7 +343,11 @@ func (c *Controller) sweepNode(ctx context.Context, id string, leadingSince time
 		}
 		t.put(state.PutNode(&swept))
 		if swept.State == keyring.NodeDeparted {
-			if err := c.stopSigning(t, id); err != nil {
+			end := c.stopSigning
+			if swept.Reason == keyring.ReasonUnconfirmed { // it never said that it is there: what it signed does not count
+				end = func(t *tx, id string) error { return c.revokeSigningKeysOf(t, id, "its node never confirmed") }
+			}
+			if err := end(t, id); err != nil {
 				return err
 			}
 		}

@@ -65,7 +65,11 @@ func byRegion(nodes []*keyring.Node) []*keyring.Node {
 func (c *Controller) nodeLineage(v *state.View, n *keyring.Node, live *liveSessions) *iapmeshv1.NodeLineage {
 	held := live.minted[n.ID]
 	out := &iapmeshv1.NodeLineage{Node: state.NodeProto(n), Sessions: live.count(held), Newest: newestOf(held)}
-	if report, ok := c.Reports.Get(n.ID); ok {
+	report, ok := c.Reports.Get(n.ID)
+	if certified := certifiedAt(n); certified.After(report.At) { // a leader knows what it was told itself: another may have heard the node since
+		out.SeenSince = state.Stamp(certified)
+	}
+	if ok {
 		out.LastSeen, out.Served, out.Live = state.Stamp(report.At), report.GetRevision(), c.Reports.Live(n.ID)
 	}
 	for _, k := range v.Keyring.SigningKeysOf(n.ID) {

@@ -110,6 +110,38 @@ in all: 8-10 (1 silent)`
 	wantKind(t, "unknown key", err, fault.NotFound, "no key has this id or name")
 }
 
+// A leader that has just begun has heard nobody: that a node was there is known by its certificate.
+func TestWhenANodeWasSeenIsKnownToEveryLeader(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	joined := w.clock.now()
+	j := w.joined(w.issue(func(r *iapmeshv1.IssueKeyRequest) { r.Name = "fleet" }), "web-1", "eu-west")
+	seen := func() string {
+		l, err := w.Lineage("fleet")
+		must(t, err)
+		text := func(ts *timestamppb.Timestamp) string {
+			if ts == nil {
+				return "-"
+			}
+			return ts.AsTime().Sub(joined).String()
+		}
+		n := l.Keys[0].Nodes[0]
+		return text(n.LastSeen) + " " + text(n.SeenSince)
+	}
+	for _, step := range []struct {
+		name string
+		do   func()
+		want string
+	}{
+		{"it has joined, and never reported", func() {}, "- 0s"},
+		{"it reports", func() { w.clock.advance(time.Minute); w.sees(j) }, "1m0s -"},
+		{"it renews", func() { w.clock.advance(time.Minute); must(t, second(w.Renew(t.Context(), j.id(), j.body.Csr))) }, "1m0s 2m0s"},
+	} {
+		step.do()
+		w.eventually(step.name+": "+step.want, func() bool { return seen() == step.want })
+	}
+}
+
 // A node that lies costs no memory and cannot name what is not there.
 func TestWhatAReportSaysOfSessionsIsBounded(t *testing.T) {
 	t.Parallel()
@@ -217,13 +249,15 @@ func TestADryRunSaysThatQuorumWouldBeLost(t *testing.T) {
 	secret := w.issue(func(r *iapmeshv1.IssueKeyRequest) { r.Grants = []iapmeshv1.Role{iapmeshv1.Role_ROLE_CONTROL} })
 	for _, name := range []string{"control-2", "control-3"} {
 		j := w.joined(secret, name, "us-east", iapmeshv1.Role_ROLE_CONTROL)
+		w.eventually("a follower", func() bool { member, _ := voters.votes(j); return member }) // by now the leader's view knows it: else it would put it out again
 		must(t, voters.AddVoter(t.Context(), j.id(), ""))
 	}
 	_, blast, err := w.PreviewKeyRevocation(t.Context(), "admin/ana", &iapmeshv1.RevokeKeyRequest{Key: secret.ID(), Cascade: iapmeshv1.Cascade_CASCADE_KILL})
 	must(t, err)
-	if !strings.Contains(blast.Refusal, "take 2 of 3 control nodes and leave 1 active, where 2 are needed") || len(blast.Nodes) != 2 {
+	if !strings.Contains(blast.Refusal, "take 2 of 3 control nodes and leave 1 live, where 2 are needed") || len(blast.Nodes) != 2 {
 		t.Errorf("refused %q, %s", blast.Refusal, blastText(blast))
 	}
+	w.everybodyReports()
 	one, err := w.PreviewNodeRevocation(t.Context(), "control-2")
 	must(t, err)
 	if one.Refusal != "" || len(one.Nodes) != 1 {

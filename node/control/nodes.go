@@ -32,7 +32,11 @@ func (c *Controller) QuarantineNode(ctx context.Context, by, ref, reason string)
 func (c *Controller) ReleaseNode(ctx context.Context, by, ref, reason string) (*keyring.Node, revision.Revision, error) {
 	return c.changeNode(ctx, nodeAct{"release node", "node.release", audit.KindAdmin, by, reason}, ref, func(t *tx, n *keyring.Node) (keyring.Node, error) {
 		after, err := keyring.ReleaseNode(*n, t.Now)
-		if err == nil {
+		switch {
+		case err != nil:
+		case t.View.Keyring.Unconfirmed() == nil && verifying(t.View, n.ID):
+			err = fault.New(fault.Unavailable, "release node %s: what it signed before is being revoked, key by key: try again", n.ID)
+		default:
 			err = uniqueName(t.View, &after) // somebody may have taken it meanwhile
 		}
 		return after, err
@@ -110,7 +114,7 @@ func (c *Controller) changeNode(ctx context.Context, act nodeAct, ref string, ru
 // mayLose refuses to take a node away that leads, or whose vote the mesh needs.
 func (c *Controller) mayLose(t *tx, id string) error {
 	if id == c.NodeID {
-		return errLeads(id)
+		return c.errLeads(t, id)
 	}
 	return c.keepsQuorum(t, id)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/control"
+	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
@@ -76,9 +77,9 @@ func TestANodeBindsToASuccessorByProof(t *testing.T) {
 	}
 
 	must(t, w.rebind(a, first.ID(), second))
-	commits := w.commits()
+	written := w.written(state.NodePath(a.id()))
 	must(t, w.rebind(a, first.ID(), second)) // the answer was lost
-	if w.commits() != commits || len(w.trail.with(audit.KindRotation, "to", second)) != 1 {
+	if w.written(state.NodePath(a.id())) != written || len(w.trail.with(audit.KindRotation, "to", second)) != 1 {
 		t.Error("the same again is written or recorded again")
 	}
 	must(t, w.rebind(a, second, third))
@@ -246,6 +247,7 @@ func TestASilentNodeFreesItsPlaceAndItsTokensCount(t *testing.T) {
 	w.pass(keyring.LapseAfter-time.Minute, a)
 	_, err := w.Renew(t.Context(), stays.id(), stays.body.Csr) // a commit, at that time
 	must(t, err)
+	w.settled()
 	if s := w.node(a).State; s != keyring.NodeActive {
 		t.Fatalf("it is %s before a day has passed", s)
 	}
@@ -364,10 +366,4 @@ func spiffeID(t *testing.T, der []byte) keyring.ID {
 	id, err := keyring.ParseID(cert)
 	must(t, err)
 	return id
-}
-
-func (w *world) commits() int {
-	w.engine.mu.Lock()
-	defer w.engine.mu.Unlock()
-	return w.engine.commits
 }

@@ -40,7 +40,7 @@ func (c *Controller) keptReceipt(ctx context.Context, id string, v *state.View) 
 	}
 	e, err := c.Store.Get(ctx, state.ReceiptPath(id))
 	if fault.Is(err, fault.NotFound) {
-		return nil, fault.New(fault.NotFound, "no receipt %s: receipts are kept for 90 days, and at most %d", id, keyring.ReceiptsKept)
+		return nil, fault.New(fault.NotFound, "no receipt %s: receipts are kept for 90 days, and at most %d and %d MiB of them", id, keyring.ReceiptsKept, keyring.ReceiptsMaxBytes>>20)
 	}
 	if err != nil {
 		return nil, err

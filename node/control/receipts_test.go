@@ -1,7 +1,6 @@
 package control_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -39,10 +38,10 @@ func (w *world) receiptOf(at revision.Revision) *keyring.Receipt {
 	return r
 }
 
-func (w *world) eventuallyReceipt(at revision.Revision, want keyring.ReceiptState) *keyring.Receipt {
+func (w *world) eventuallyReceipt(at revision.Revision, want keyring.ReceiptState) (r *keyring.Receipt) {
 	w.t.Helper()
-	w.eventually("receipt "+string(want), func() bool { return w.receiptOf(at).State == want })
-	return w.receiptOf(at)
+	w.eventually("receipt "+string(want), func() bool { r = w.receiptOf(at); return r.State == want })
+	return r
 }
 
 // says lets a node report that it serves a revision.
@@ -164,6 +163,7 @@ func TestAReceiptIsWrittenWhenEveryLiveNodeHasItAndWhenAllHave(t *testing.T) {
 		w.says(live, revision.Revision{Epoch: at.Epoch, Index: at.Index - 1})
 		w.says(w.founder, revision.Revision{Epoch: at.Epoch, Index: at.Index + uint64(i)})
 	}
+	w.settled()
 	if r := w.receiptOf(at); r.State != keyring.ReceiptOpen || r.Revision != at || len(r.Nodes) != 3 {
 		t.Errorf("before live has it: %+v", r)
 	}
@@ -202,6 +202,7 @@ func TestAReceiptIsWrittenWhenEveryLiveNodeHasItAndWhenAllHave(t *testing.T) {
 		t.Errorf("%d writes, want one for the live nodes and one for all", writes)
 	}
 	for _, s := range []string{"live", "everywhere"} {
+		w.eventually("a record of "+s, func() bool { return len(w.trail.with(audit.KindRevocation, "state", s)) > 0 }) // written after the commit
 		if rs := w.trail.with(audit.KindRevocation, "state", s); len(rs) != 1 || rs[0].Detail["action"] != "receipt.complete" || rs[0].Detail["receipt"] != r.ID {
 			t.Errorf("records of %s: %+v", s, rs)
 		}
@@ -229,16 +230,10 @@ func TestWhoIsGoneIsNotAwaited(t *testing.T) {
 func TestANewLeaderGoesOnWithOpenReceipts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	lead := func(c *control.Controller) (stop func()) {
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- c.Run(ctx) }()
-		w.eventually("the lead", func() bool { term, _ := c.Leading(); return term != 0 && w.source.Load() != nil })
-		return func() { cancel(); <-done }
-	}
-	stop := lead(w.Controller)
+	stop := w.lead(w.Controller)
 	early, late := w.joined(w.boot, "early", "eu-west"), w.joined(w.boot, "late", "us-east")
 	w.clock.advance(keyring.LiveWithin + time.Second)
+	w.everybodyReports(late) // the leader waits for both of those who live
 	at, err := w.revoke(session, "sid-1", false)
 	must(t, err)
 	w.says(w.founder, at)
@@ -250,7 +245,7 @@ func TestANewLeaderGoesOnWithOpenReceipts(t *testing.T) {
 	config, registry := w.Config, prometheus.NewRegistry()
 	config.Registerer = registry
 	w.Controller = control.New(config) // it has heard nobody
-	defer lead(w.Controller)()
+	defer w.lead(w.Controller)()
 	w.says(w.founder, at)
 	if now := w.Receipt(at, w.view()); now.Complete {
 		t.Errorf("a leader that has just begun to listen says that every live node has it: %+v", now)
@@ -339,6 +334,7 @@ func TestACascadeOfSeveralCommitsHasOneReceipt(t *testing.T) {
 func TestReceiptsAreKeptForAWhile(t *testing.T) {
 	t.Parallel()
 	w := start(t)
+	w.settled() // a leader prunes when it begins, and looks again an hour later
 	term, _ := w.Leading()
 	const many = keyring.ReceiptsKept + 120
 	var puts []store.Entry
@@ -375,9 +371,7 @@ func TestReceiptsAreKeptForAWhile(t *testing.T) {
 	if n := list(control.ReceiptQuery{Limit: 7}); n != 7 {
 		t.Errorf("%d, want the limit", n)
 	}
-	if rs := w.trail.with(audit.KindAdmin, "action", "receipt.prune"); len(rs) != 3 {
-		t.Errorf("%d records of pruning", len(rs))
-	}
+	w.eventually("a record of each commit that pruned", func() bool { return len(w.trail.with(audit.KindAdmin, "action", "receipt.prune")) == 3 })
 	_, err := w.ListReceipts(t.Context(), control.ReceiptQuery{Limit: keyring.ReceiptsKept + 1})
 	wantKind(t, "too many", err, fault.Invalid, "limit")
 	_, _, err = w.GetReceipt(t.Context(), "r-00000000000000000000")

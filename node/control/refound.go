@@ -132,6 +132,7 @@ func (r *Refounding) Plan() (*Refounded, error) {
 // Question is what to ask of others that the state that is left does not know.
 type Question struct {
 	Aggregators []string        // their addresses
+	Store       string          // where a survivor that was an aggregator has its trails; empty: it was none
 	Since       time.Time       // the latest time that the state holds
 	Control     map[string]bool // of each node that it knows, whether that is a control node
 }

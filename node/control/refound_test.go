@@ -6,11 +6,14 @@ import (
 	"maps"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/revision"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/control"
 	"github.com/iapmesh/iapmesh/node/state"
+	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
 // survivor is what the founder's own state is recovered by.
@@ -47,6 +50,26 @@ func TestARecoveryOfAnUnconfirmedRestoreHoldsBackTheSame(t *testing.T) {
 		if k.Id == thief.ID() {
 			t.Error("a revoked key is to be confirmed")
 		}
+	}
+}
+
+// What the survivor knew as revoked is in no list of what others remember: who confirms reads how much it is.
+func TestWhatIsRevokedIsCounted(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	w.issue(nil)
+	fleet := w.issue(nil)
+	w.joined(fleet, "px-1", "eu-west")
+	w.joined(fleet, "px-2", "eu-west")
+	w.revokeKey(fleet.ID(), iapmeshv1.Cascade_CASCADE_KILL)
+	for value, block := range map[string]bool{"dev/eve": true, "dev/bob": false} { // bob may sign in again
+		must(t, second(w.revoke(user, value, block)))
+	}
+	must(t, second(w.revoke(session, "sid-1", false)))
+	plan, err := w.survivor().Plan()
+	must(t, err)
+	if want := (&iapmeshv1.RevokedCount{Keys: 1, Nodes: 2, Users: 1}); !proto.Equal(plan.Status.Revoked, want) || len(plan.Status.Refused) != 0 {
+		t.Errorf("revoked %v, want %v; refused %v", plan.Status.Revoked, want, plan.Status.Refused)
 	}
 }
 

@@ -47,6 +47,22 @@ func (c *Controller) Remember(ctx context.Context, req *iapmeshv1.RememberReques
 		}
 		denials[i].Source = "node/" + body.NodeId
 	}
+	for more := true; more; {
+		if more, err = c.rememberBatch(ctx, body, req, ekm, denials); err != nil {
+			return nil, err
+		}
+	}
+	if body.Last {
+		c.recalled.heard(body)
+	}
+	if v, err = c.view(); err != nil {
+		return nil, err
+	}
+	return &iapmeshv1.RememberResponse{Revision: state.RevisionProto(v.Revision)}, nil
+}
+
+// rememberBatch writes one commit of what the denials change.
+func (c *Controller) rememberBatch(ctx context.Context, body *iapmeshv1.RememberBody, req *iapmeshv1.RememberRequest, ekm [32]byte, denials []keyring.Denial) (more bool, err error) {
 	writes := 0
 	at, err := c.update(ctx, "remember denials", func(t *tx) error {
 		contents := &t.View.Keyring.Contents
@@ -58,8 +74,9 @@ func (c *Controller) Remember(ctx context.Context, req *iapmeshv1.RememberReques
 			return err
 		}
 		plan := keyring.PlanRestore(keyring.RestoreFacts{Present: contents, Snapshot: contents, Denials: denials, Restoration: r, DenyOnly: true, Now: t.Now})
-		batch := firstBatch(recordWrites(contents, &plan))
-		writes = len(batch)
+		all := recordWrites(contents, &plan)
+		batch := firstBatch(all)
+		writes, more = len(batch), len(all) > len(batch)
 		if writes == 0 {
 			return nil
 		}
@@ -78,15 +95,12 @@ func (c *Controller) Remember(ctx context.Context, req *iapmeshv1.RememberReques
 		t.put(state.PutRestoration(r))
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	if writes > 0 {
+	if err == nil && writes > 0 {
 		c.recalled.add(body, writes)
 		c.Logger.Warn("a node remembers what the restored state did not refuse", "node", body.NodeId, "records", writes, "revision", at.String())
 		c.record(ctx, audit.KindRevocation, "node/"+body.NodeId, map[string]string{"action": "snapshot.remember", "records": strconv.Itoa(writes), "revision": at.String()})
 	}
-	return &iapmeshv1.RememberResponse{Revision: state.RevisionProto(at)}, nil
+	return more, err
 }
 
 // tells refuses whoever does not prove to be the node that it says, or has nothing to tell now. It is decided again with the commit.
@@ -104,10 +118,12 @@ func tells(contents *keyring.Contents, body *iapmeshv1.RememberBody, req *iapmes
 	return nil
 }
 
-// recalled counts, by node and epoch: a node that was stolen must not fill the state while the mesh waits for an operator.
+// recalled counts, by node and epoch: a node that was stolen must not fill the state while the mesh waits for an operator. Who has told
+// all is kept here, too: nodes say it again and again, to whoever leads.
 type recalled struct {
 	mu      sync.Mutex
-	records map[recaller]int // guarded by mu
+	records map[recaller]int  // guarded by mu
+	all     map[recaller]bool // guarded by mu
 }
 
 type recaller struct {
@@ -124,6 +140,32 @@ func (r *recalled) add(by *iapmeshv1.RememberBody, records int) (all int) {
 	k := recaller{by.NodeId, by.Epoch}
 	r.records[k] += records
 	return r.records[k]
+}
+
+func (r *recalled) heard(by *iapmeshv1.RememberBody) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all == nil {
+		r.all = map[recaller]bool{}
+	}
+	r.all[recaller{by.NodeId, by.Epoch}] = true
+}
+
+// unheard are those nodes of a list that may remember more than the state does, and have not told it: where the mesh runs on they have
+// followed the state all along.
+func (r *recalled) unheard(of *keyring.Restoration, nodes []keyring.HeldNode) []string {
+	if of.Statement.Carrier == "" {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []string
+	for _, n := range nodes {
+		if !r.all[recaller{n.ID, of.Statement.NewEpoch}] {
+			out = append(out, n.ID)
+		}
+	}
+	return out
 }
 
 // checkRemembered bounds what a node says; a record of it lies in the state afterwards.

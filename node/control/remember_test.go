@@ -100,7 +100,7 @@ func TestWhatNodesRememberOnlyRefusesMore(t *testing.T) {
 	if w.view().Keyring.Restoration.Refused[0].Value != k.Restoration.Refused[0].Value || len(w.view().Keyring.Restoration.Refused) != len(k.Restoration.Refused) {
 		t.Errorf("told again from %s: %v", before, w.view().Keyring.Restoration.Refused)
 	}
-	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", list, nil)
+	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", list, nil, false)
 	wantKind(t, "a list from before the node spoke", err, fault.Conflict, "read it again")
 	w.confirm()
 	_, err = w.Remember(t.Context(), tells(t, proxy.id(), proxy.node, 2, ekm, deny...), ekm)

@@ -413,7 +413,7 @@ func (c *Controller) restoreManifest(ctx context.Context, r *restoring, _ *keyri
 func (c *Controller) dryRun(v *state.View, r *restoring, record *keyring.Restoration) (*iapmeshv1.RestorationStatus, error) {
 	plan := keyring.PlanRestore(r.facts(v, record, &tx{Now: c.now()}))
 	after := v.Keyring.Contents
-	after.Keys, after.Nodes, after.Admins, after.Restoration = plan.Keys, plan.Nodes, plan.Admins, record
+	after.Keys, after.Nodes, after.Admins, after.Revocations, after.Restoration = plan.Keys, plan.Nodes, plan.Admins, plan.Revocations, record
 	status := statusOf(&after, v.Revision)
 	status.ListDigest = nil // there is nothing to confirm yet
 	status.Writes = uint64(len(recordWrites(&v.Keyring.Contents, &plan)))

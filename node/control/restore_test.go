@@ -52,7 +52,7 @@ func (w *world) signed(in control.RestoreInput) control.RestoreInput {
 
 func (w *world) confirm(except ...string) {
 	w.t.Helper()
-	_, err := w.ConfirmRestoration(w.t.Context(), "admin/ana", control.RestorationStatus(w.view()).ListDigest, except)
+	_, err := w.ConfirmRestoration(w.t.Context(), "admin/ana", control.RestorationStatus(w.view()).ListDigest, except, false)
 	must(w.t, err)
 }
 
@@ -109,7 +109,7 @@ func TestACrashInTheMiddleOfARestoreIsResumed(t *testing.T) {
 			w.engine.setSpoil(nil)
 			_, _, err := w.Restore(t.Context(), "admin/ana", other)
 			wantKind(t, "another snapshot in the middle", err, fault.Conflict, "another snapshot")
-			_, err = w.ConfirmRestoration(t.Context(), "admin/ana", nil, nil)
+			_, err = w.ConfirmRestoration(t.Context(), "admin/ana", nil, nil, false)
 			wantKind(t, "confirmed in the middle", err, fault.Conflict, "not yet restored")
 		}
 	}
@@ -172,15 +172,15 @@ func TestWhatRevokesDuringARestoreStands(t *testing.T) {
 	list := control.RestorationStatus(w.view())
 	_, _, err = w.Revoke(t.Context(), "admin/ana", &iapmeshv1.RevokeRequest{Target: iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE, Value: "px"})
 	must(t, err)
-	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", list.ListDigest, nil)
+	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", list.ListDigest, nil, false)
 	wantKind(t, "a list that has changed", err, fault.Conflict, "read it again")
-	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", control.RestorationStatus(w.view()).ListDigest, []string{"px"})
+	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", control.RestorationStatus(w.view()).ListDigest, []string{"px"}, false)
 	wantKind(t, "an exception that is not on the list", err, fault.Invalid, "no key and no node")
 	w.confirm()
 	if w.node(proxy).State != keyring.NodeRevoked {
 		t.Errorf("a node that was revoked meanwhile is %s", w.node(proxy).State)
 	}
-	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", list.ListDigest, nil)
+	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", list.ListDigest, nil, false)
 	wantKind(t, "confirmed twice", err, fault.Conflict, "confirmed already")
 }
 
@@ -226,7 +226,7 @@ func TestWhoMayRestoreWhat(t *testing.T) {
 	if w.view().Keyring.Restoration != nil || w.view().Keyring.Closed() != nil || w.view().Revision.Epoch != 1 {
 		t.Error("a dry run has written something")
 	}
-	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", nil, nil)
+	_, err = w.ConfirmRestoration(t.Context(), "admin/ana", nil, nil, false)
 	wantKind(t, "nothing to confirm", err, fault.Conflict, "never restored")
 }
 

@@ -2,6 +2,8 @@ package control
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +24,7 @@ func (c *Controller) Revoke(ctx context.Context, by string, req *iapmeshv1.Revok
 	if req.Block && req.Target != iapmeshv1.RevokeTarget_REVOKE_TARGET_USER {
 		return "", at, fault.New(fault.Invalid, "block: only a user's sign-ins can be blocked")
 	}
+	changed := true
 	act := keyring.Act{Action: "revoke." + strings.ToLower(strings.TrimPrefix(req.Target.String(), "REVOKE_TARGET_")), Target: req.Value, By: by, Reason: req.Reason}
 	switch req.Target {
 	case iapmeshv1.RevokeTarget_REVOKE_TARGET_SESSION:
@@ -31,15 +34,15 @@ func (c *Controller) Revoke(ctx context.Context, by string, req *iapmeshv1.Revok
 		resolved = req.Value
 		at, err = c.refuse(ctx, keyring.RevocationRequest{Kind: keyring.RevokeSubject, Value: req.Value, Block: req.Block, Reason: req.Reason, By: by}, &act)
 	case iapmeshv1.RevokeTarget_REVOKE_TARGET_NODE:
-		resolved, at, err = c.revokeNode(ctx, act)
+		resolved, at, changed, err = c.revokeNode(ctx, act)
 	case iapmeshv1.RevokeTarget_REVOKE_TARGET_SIGNING_KEY:
 		resolved = req.Value
-		at, err = c.revokeSigningKey(ctx, act)
+		at, changed, err = c.revokeSigningKey(ctx, act)
 	default:
 		return "", at, fault.New(fault.Invalid, "target: want session, user, node or signing-key")
 	}
-	if err != nil {
-		return "", at, err
+	if err != nil || !changed {
+		return resolved, at, err
 	}
 	c.record(ctx, audit.KindRevocation, by, map[string]string{
 		"action": act.Action, "value": resolved, "reason": req.Reason, "block": boolWord(req.Block), "revision": at.String(), "receipt": c.ReceiptID(at),
@@ -147,31 +150,21 @@ func (c *Controller) Lift(ctx context.Context, by string, kind keyring.Revocatio
 
 // FindNode resolves what a person types, an id or a name, to a node's id.
 func FindNode(v *state.View, ref string) (string, error) {
-	if v.Keyring.Nodes[ref] != nil {
-		return ref, nil
+	n, err := v.Keyring.FindNode(ref)
+	if err != nil {
+		return "", err
 	}
-	found := ""
-	for _, n := range v.Keyring.Nodes {
-		if n.Name != ref || (found != "" && !n.Trusted()) {
-			continue
-		}
-		if found != "" && v.Keyring.Nodes[found].Trusted() {
-			return "", fault.New(fault.Invalid, "name %q is borne by several nodes: use an id", ref)
-		}
-		found = n.ID
-	}
-	if found == "" {
-		return "", fault.New(fault.NotFound, "no node %.80q", ref)
-	}
-	return found, nil
+	return n.ID, nil
 }
 
-func (c *Controller) revokeNode(ctx context.Context, act keyring.Act) (string, revision.Revision, error) {
+// revokeNode returns, of a node that is revoked already, the revision at which that was written, and nothing changes.
+func (c *Controller) revokeNode(ctx context.Context, act keyring.Act) (id string, at revision.Revision, changed bool, err error) {
 	for {
-		var id string
 		var all bool
-		at, err := c.update(ctx, "revoke node "+act.Target, func(t *tx) error {
+		var before revision.Revision // at which it was revoked already; zero: it was not
+		at, err = c.update(ctx, "revoke node "+act.Target, func(t *tx) error {
 			var err error
+			before = revision.Revision{}
 			if id, err = FindNode(t.View, act.Target); err != nil {
 				return err
 			}
@@ -179,7 +172,11 @@ func (c *Controller) revokeNode(ctx context.Context, act keyring.Act) (string, r
 			if err != nil {
 				return err
 			}
-			if err := c.mayRevokeNode(t, id); err != nil {
+			if n.State == keyring.NodeRevoked {
+				before = t.guards[state.NodePath(id)]
+				return nil
+			}
+			if err := c.mayRevokeNode(t, n); err != nil {
 				return err
 			}
 			revoked, err := keyring.RevokeNode(*n, act.Reason, t.Now)
@@ -193,37 +190,72 @@ func (c *Controller) revokeNode(ctx context.Context, act keyring.Act) (string, r
 			t.receipt(act.Action, id, act.By).Reason = act.Reason
 			return c.revokeSigningKeysOf(t, id, "node revoked")
 		})
-		if err != nil || all {
-			return id, at, err
+		switch {
+		case err != nil:
+			return id, at, false, err
+		case !before.IsZero():
+			return id, before, false, nil
+		case all:
+			return id, at, true, nil
 		}
 	}
 }
 
-// revokeSigningKeysOf revokes a node's own session keys: nothing that it signed counts any more.
+// revokeSigningKeysOf revokes a node's own session keys: nothing that it signed counts any more. It does not count with the node's new
+// state alone already, so that what this commit has no room for is left to the leader (sweepSigningKeys).
 func (c *Controller) revokeSigningKeysOf(t *tx, nodeID, reason string) error {
-	for _, k := range t.View.Keyring.SigningKeys {
-		if k.Node != nodeID || !k.Verifies() {
+	_, _, err := t.silence(t.View.Keyring.SigningKeysOf(nodeID), reason)
+	return err
+}
+
+// verifying reports whether a session key of a node still verifies.
+func verifying(v *state.View, nodeID string) bool {
+	return slices.ContainsFunc(v.Keyring.SigningKeysOf(nodeID), (*keyring.SigningKey).Verifies)
+}
+
+// sweepSigningKeys revokes session keys that their nodes' commits had no room for. While a restoration is unconfirmed, nodes are quarantined
+// that may come back as they were.
+func (c *Controller) sweepSigningKeys(ctx context.Context, v *state.View) error {
+	if v.Keyring.Unconfirmed() != nil {
+		return nil
+	}
+	left := map[string]*keyring.Node{}
+	for _, k := range v.Keyring.SigningKeys {
+		n := v.Keyring.Nodes[k.Node]
+		if n == nil || k.Kind != keyring.SigningSession || !k.Verifies() {
 			continue
 		}
-		fresh, err := t.signingKey(k.KID)
-		if err != nil {
-			return err
+		if n.State == keyring.NodeRevoked || n.State == keyring.NodeQuarantined || n.State == keyring.NodeDeparted && n.Reason == keyring.ReasonUnconfirmed {
+			left[n.ID] = n
 		}
-		revoked, err := keyring.RevokeSigningKey(*fresh, reason, t.Now)
-		if err != nil {
-			return err
-		}
-		t.put(state.PutSigningKey(&revoked))
 	}
-	return nil
+	var errs []error
+	for id, n := range left {
+		_, err := c.update(ctx, "revoke signing keys of "+id, func(t *tx) error {
+			now, err := t.node(id)
+			if err != nil || now.State != n.State {
+				return err
+			}
+			return c.revokeSigningKeysOf(t, id, "node "+string(n.State))
+		})
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
-func (c *Controller) revokeSigningKey(ctx context.Context, act keyring.Act) (revision.Revision, error) {
+// revokeSigningKey is revokeNode for a signing key.
+func (c *Controller) revokeSigningKey(ctx context.Context, act keyring.Act) (at revision.Revision, changed bool, err error) {
 	kid := act.Target
-	return c.update(ctx, "revoke signing key "+kid, func(t *tx) error {
+	var before revision.Revision
+	at, err = c.update(ctx, "revoke signing key "+kid, func(t *tx) error {
+		before = revision.Revision{}
 		k, err := t.signingKey(kid)
 		if err != nil {
 			return err
+		}
+		if k.State == keyring.SigningRevoked {
+			before = k.Revision
+			return nil
 		}
 		revoked, err := keyring.RevokeSigningKey(*k, act.Reason, t.Now)
 		if err != nil {
@@ -233,4 +265,8 @@ func (c *Controller) revokeSigningKey(ctx context.Context, act keyring.Act) (rev
 		t.put(state.PutSigningKey(&revoked))
 		return nil // its holder, or the leader for an assertion key, sees the slot empty and announces the next
 	})
+	if !before.IsZero() {
+		at = before
+	}
+	return at, before.IsZero(), err
 }

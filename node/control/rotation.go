@@ -111,7 +111,7 @@ func (c *Controller) ProposeSuccessor(ctx context.Context, nodeID string, req *i
 			return err
 		}
 		proposed, replaced, err = keyring.ProposeSuccessor(*k, keyring.ProposalRequest{
-			SuccessorPublicKey: req.SuccessorPublicKey, By: *node, Open: open, NeedsApproval: approval, Now: t.Now,
+			SuccessorPublicKey: req.SuccessorPublicKey, By: *node, Open: open, NeedsApproval: approval || k.NeedsApproval, Now: t.Now,
 		})
 		if err != nil {
 			return err

@@ -10,9 +10,11 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/control"
+	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
@@ -90,9 +92,9 @@ func TestARotatorRotatesItsKeyInTwoPhases(t *testing.T) {
 	w.joined(secret, "by-predecessor", "eu-west")
 	wantKind(t, "another node completes", w.complete(other, id, next.ID()), fault.Denied, "not its rotator")
 
-	writes := w.engine.commits
+	written := [2]store.Revision{w.written(state.KeyPath(id)), w.written(state.KeyPath(next.ID()))}
 	must(t, second(w.ProposeSuccessor(t.Context(), w.founder.id(), &iapmeshv1.ProposeSuccessorRequest{KeyId: id, SuccessorPublicKey: next.PublicKey()})))
-	if w.engine.commits != writes {
+	if again := [2]store.Revision{w.written(state.KeyPath(id)), w.written(state.KeyPath(next.ID()))}; again != written {
 		t.Error("the same proposal again wrote something")
 	}
 	must(t, w.complete(w.founder, id, next.ID()))

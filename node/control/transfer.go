@@ -2,19 +2,24 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
 	"github.com/iapmesh/iapmesh/audit"
+	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node/state"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// errLeads refuses to take away the node that leads.
-func errLeads(id string) error {
-	return fault.New(fault.Denied, "node %s leads: hand the lead to another first (iapmesh control transfer)", id)
+// errLeads refuses to take nodes away of which this one leads. Another leader helps only where the mesh can do without them.
+func (c *Controller) errLeads(t *tx, removing ...string) error {
+	if err := c.keepsQuorum(t, removing...); fault.Is(err, fault.Denied) {
+		return fmt.Errorf("node %s leads; %w", c.NodeID, err)
+	}
+	return fault.New(fault.Denied, "node %s leads: hand the lead to another first (iapmesh control transfer)", c.NodeID)
 }
 
 // transferPoll is how often the old leader looks whether another has been elected.
@@ -23,7 +28,8 @@ const transferPoll = 20 * time.Millisecond
 // TransferLead hands the lead to another voter: the one that is named, or the live one that is least behind. It returns once another
 // leads. Nothing happens where the node that is to give up the lead does not lead, or the named one does.
 func (c *Controller) TransferLead(ctx context.Context, by string, req *iapmeshv1.TransferLeadRequest) (*iapmeshv1.TransferLeadResponse, error) {
-	if _, err := c.mustLead(); err != nil {
+	term, err := c.mustLead()
+	if err != nil {
 		return nil, err
 	}
 	if req.From != "" && req.From != c.NodeID {
@@ -46,7 +52,7 @@ func (c *Controller) TransferLead(ctx context.Context, by string, req *iapmeshv1
 	if err := c.Voters.TransferLeadershipTo(ctx, to.ID, to.Address); err != nil {
 		return nil, err
 	}
-	leader, err := c.awaitAnother(ctx)
+	leader, err := c.awaitAnother(ctx, store.Term(term))
 	if err != nil {
 		return nil, err
 	}
@@ -105,13 +111,16 @@ func (c *Controller) namedSuccessor(v *state.View, voters []Voter, ref string) (
 	return voters[i], nil
 }
 
-// awaitAnother waits until the engine knows another leader than this node.
-func (c *Controller) awaitAnother(ctx context.Context) (string, error) {
+// awaitAnother waits until the engine knows another leader than this node, which led in a term, or until this one leads in a later.
+func (c *Controller) awaitAnother(ctx context.Context, led store.Term) (string, error) {
 	ticker := time.NewTicker(transferPoll)
 	defer ticker.Stop()
 	for {
 		if id, _ := c.Leader(); id != "" && id != c.NodeID {
 			return id, nil
+		}
+		if term, _ := c.Leading(); term > led {
+			return "", fault.New(fault.Unavailable, "the lead was given up, and came back to this node: the other was not elected")
 		}
 		select {
 		case <-ctx.Done():

@@ -14,10 +14,17 @@ const MaxVoters = 7
 
 // promoteVoters gives control nodes the engine's log as soon as they are active, and a vote once they have kept up for PromoteAfter:
 // never from one voter to two when three are near, since two fail more easily than one. What was revoked or has left is removed.
-func (c *Controller) promoteVoters(ctx context.Context, v *state.View) error {
+// It looks at a view of its own.
+func (c *Controller) promoteVoters(ctx context.Context, _ *state.View) error {
 	if c.Voters == nil {
 		return nil
 	}
+	// The engine may know a member that an old view does not: a new leader whose view lags would put it out.
+	term, _ := c.Leading()
+	if err := c.catchUp(ctx, term); err != nil {
+		return err
+	}
+	v := c.Source.Load()
 	servers, err := c.Voters.Servers(ctx)
 	if err != nil {
 		return err

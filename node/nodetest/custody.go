@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/node"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
@@ -15,12 +17,23 @@ import (
 // RotateAuthority makes the next authority, and returns its serial.
 func (m *Mesh) RotateAuthority() string {
 	m.t.Helper()
+	newest := func() string {
+		all := m.Authorities()
+		return all[len(all)-1].Authority.Serial
+	}
+	before := newest()
 	var serial string
-	m.call("rotate the CA", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+	err := m.Try(func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
 		resp, err := iapmeshv1.NewCustodyServiceClient(conn).RotateAuthority(ctx, &iapmeshv1.RotateAuthorityRequest{}, o...)
 		serial = resp.GetAuthority().GetAuthority().GetSerial()
 		return err
 	})
+	if fault.Is(err, fault.Conflict) { // the answer was lost, and the client has asked again
+		serial = newest()
+	}
+	if err != nil && (serial == "" || serial == before) {
+		m.t.Fatalf("rotate the CA: %v", err)
+	}
 	return serial
 }
 
@@ -56,13 +69,18 @@ func (m *Mesh) AddNodeUnder(key, name string, roles ...string) *Region {
 	return r
 }
 
-// RotateGossipKey begins to replace the gossip key.
-func (m *Mesh) RotateGossipKey() {
+// RotateGossipKey begins to replace the gossip key, and returns since when nothing of the kind had been begun.
+func (m *Mesh) RotateGossipKey() (before time.Time) {
 	m.t.Helper()
-	m.call("rotate the gossip key", func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+	before = m.GossipRing().BegunAt.AsTime()
+	err := m.Try(func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
 		_, err := iapmeshv1.NewCustodyServiceClient(conn).RotateGossipKey(ctx, &iapmeshv1.RotateGossipKeyRequest{}, o...)
 		return err
 	})
+	if !fault.Is(err, fault.Conflict) || !m.GossipRing().BegunAt.AsTime().After(before) { // else the answer was lost, and the client has asked again
+		m.must("rotate the gossip key", err)
+	}
+	return before
 }
 
 // GossipRing is how far the ring of gossip keys is.
@@ -79,20 +97,15 @@ func (m *Mesh) GossipRing() *iapmeshv1.GossipRing {
 
 // Members are those that the node hears of by gossip, as "pool/name state".
 func (r *Region) Members() []string {
-	m := r.mesh
-	m.t.Helper()
-	client, err := m.Profile().Dial()
-	m.must("dial", err)
-	defer client.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	defer cancel()
+	r.mesh.t.Helper()
 	var out []string
-	m.must("list the members", client.CallNode(ctx, r.config.Listen.Mesh, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+	r.mesh.callNode("list the members", r.config.Listen.Mesh, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		out = nil
 		resp, err := iapmeshv1.NewClusterServiceClient(conn).ListMembers(ctx, &iapmeshv1.ListMembersRequest{}, o...)
 		for _, member := range resp.GetMembers() {
 			out = append(out, fmt.Sprintf("%s/%s %s", member.Pool, member.Name, member.State))
 		}
 		return err
-	}))
+	})
 	return out
 }

@@ -28,8 +28,12 @@ import (
 	"github.com/iapmesh/iapmesh/node"
 )
 
-// Patience bounds every wait: long enough for a loaded machine, never reached by a mesh that works.
-const Patience = 45 * time.Second
+// Patience bounds every wait: long enough for a machine that stands still for seconds, more than once, and for the elections and the 15 s
+// of doubt of a new leader that this brings; never reached by a mesh that works.
+const Patience = 2 * time.Minute
+
+// unhurried is how often to ask where each question costs something.
+const unhurried = 250 * time.Millisecond
 
 // Mesh is a mesh under test. Its nodes end with the test.
 type Mesh struct {
@@ -44,6 +48,7 @@ type Mesh struct {
 	keyFile string
 	regions map[string]*Region
 	order   []string
+	joiners map[string]node.Config // TryJoin's, by name
 }
 
 // Region is one node, and the user's way in there.
@@ -52,6 +57,7 @@ type Region struct {
 	Name   string
 	config node.Config
 	stop   func()
+	starts int           // how often it was started
 	from   string        // the loopback address that it comes from; empty: any
 	over   chan struct{} // closed when the node has ended
 	ended  error         // why; set before over closes
@@ -61,7 +67,7 @@ type Region struct {
 // all serve one configuration and vote.
 func Start(t testing.TB, regions ...string) *Mesh {
 	t.Helper()
-	m := &Mesh{t: t, dir: t.TempDir(), network: newNetwork(), ports: reservePorts(t), regions: map[string]*Region{}, order: regions}
+	m := &Mesh{t: t, dir: t.TempDir(), network: newNetwork(), ports: reservePorts(t), regions: map[string]*Region{}, order: regions, joiners: map[string]node.Config{}}
 	m.world = newWorld(m)
 	for i, name := range regions {
 		m.regions[name] = &Region{mesh: m, Name: name, config: m.config(name, i)}
@@ -82,8 +88,9 @@ func Start(t testing.TB, regions ...string) *Mesh {
 	for _, name := range regions {
 		m.regions[name].AwaitReady()
 	}
-	m.configure()
+	applied := m.configure()
 	m.AwaitVoters()
+	m.AwaitReceipt(applied) // by now the leader has heard everybody: whom it had not heard before, it did not wait for
 	return m
 }
 
@@ -218,6 +225,7 @@ func (r *Region) Start() {
 	m.must("open node "+r.Name, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	over := make(chan struct{})
+	r.starts++
 	r.over, r.ended = over, nil
 	go func() {
 		r.ended = n.Run(ctx)
@@ -274,18 +282,26 @@ func (m *Mesh) Profile() *profile.Profile {
 	return &p
 }
 
-// Eventually waits until ok holds.
+// Eventually waits until ok holds. What ok has seen may be otherwise a moment later: assert on what it saw, not on what is read anew.
 func (m *Mesh) Eventually(what string, ok func() bool) {
 	m.t.Helper()
+	if !await(20*time.Millisecond, ok) {
+		m.t.Fatalf("%s: not within %s", what, Patience)
+	}
+}
+
+// await asks at a pace until ok holds, and reports whether it does.
+func await(pace time.Duration, ok func() bool) bool {
 	deadline := time.NewTimer(Patience)
 	defer deadline.Stop()
-	ticker := time.NewTicker(20 * time.Millisecond)
+	ticker := time.NewTicker(pace)
 	defer ticker.Stop()
 	for !ok() {
 		select {
 		case <-ticker.C:
 		case <-deadline.C:
-			m.t.Fatalf("%s: not within %s", what, Patience)
+			return false
 		}
 	}
+	return true
 }

@@ -2,14 +2,19 @@ package nodetest
 
 import (
 	"context"
+	"crypto/ed25519"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/iapmesh/iapmesh/internal/fault"
+	"github.com/iapmesh/iapmesh/internal/profile"
+	"github.com/iapmesh/iapmesh/internal/revision"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/node"
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
@@ -24,20 +29,50 @@ type Key struct {
 func (m *Mesh) IssueKey(name string, adjust func(*iapmeshv1.IssueKeyRequest)) Key {
 	m.t.Helper()
 	secret := m.NewSecret()
-	m.issue(name, secret, adjust)
+	m.Issue(name, secret.PublicKey(), adjust)
 	return m.keep(secret)
 }
 
-func (m *Mesh) issue(name string, secret keyring.ProvisioningSecret, adjust func(*iapmeshv1.IssueKeyRequest)) {
+// Issue is IssueKey for a public half of the caller's.
+func (m *Mesh) Issue(name string, public ed25519.PublicKey, adjust func(*iapmeshv1.IssueKeyRequest)) *iapmeshv1.ProvisioningKey {
 	m.t.Helper()
-	req := &iapmeshv1.IssueKeyRequest{PublicKey: secret.PublicKey(), Name: name, Grants: []iapmeshv1.Role{iapmeshv1.Role_ROLE_PROXY}, MaxUses: proto.Uint32(0)}
+	req := &iapmeshv1.IssueKeyRequest{PublicKey: public, Name: name, Grants: []iapmeshv1.Role{iapmeshv1.Role_ROLE_PROXY}, MaxUses: proto.Uint32(0)}
 	if adjust != nil {
 		adjust(req)
 	}
-	m.call("issue key "+name, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
-		_, err := iapmeshv1.NewKeyServiceClient(conn).IssueKey(ctx, req, o...)
+	var key *iapmeshv1.ProvisioningKey
+	err := m.Try(func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewKeyServiceClient(conn).IssueKey(ctx, req, o...)
+		key = resp.GetKey()
 		return err
 	})
+	if id := keyring.KeyID(public); fault.Is(err, fault.Conflict) && strings.Contains(err.Error(), id+" is there already") {
+		key, err = m.Key(id).Key, nil // the answer was lost, and the client has asked again: nobody else has this key
+	}
+	m.must("issue key "+name, err)
+	return key
+}
+
+// Key is a provisioning key as the leader has it, and the nodes under it.
+func (m *Mesh) Key(id string) *iapmeshv1.GetKeyResponse {
+	m.t.Helper()
+	var out *iapmeshv1.GetKeyResponse
+	m.look("show key "+id, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) (err error) {
+		out, err = iapmeshv1.NewKeyServiceClient(conn).GetKey(ctx, &iapmeshv1.GetKeyRequest{Key: id}, o...)
+		return err
+	})
+	return out
+}
+
+// look makes a call of the leader about what is there. One that is new may answer by a view that does not have it yet.
+func (m *Mesh) look(what string, f profile.Func) {
+	m.t.Helper()
+	var err error
+	await(unhurried, func() bool {
+		err = m.Try(f)
+		return !fault.Is(err, fault.NotFound)
+	})
+	m.must(what, err)
 }
 
 // RotateKey gives a key a successor, and returns it.
@@ -103,7 +138,7 @@ func (m *Mesh) AddNodeWith(name string, o NodeOptions) *Region {
 func (r *Region) Node() *iapmeshv1.Node {
 	r.mesh.t.Helper()
 	var out *iapmeshv1.Node
-	r.mesh.call("show node "+r.config.Name, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+	r.mesh.look("show node "+r.config.Name, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
 		resp, err := iapmeshv1.NewNodeServiceClient(conn).GetNode(ctx, &iapmeshv1.GetNodeRequest{Node: r.config.Name}, o...)
 		out = resp.GetNode().GetNode()
 		return err
@@ -135,13 +170,37 @@ func (r *Region) TryQuarantine() (receipt *iapmeshv1.Receipt, err error) {
 	return receipt, err
 }
 
-// Release lets the node come back.
+// Release lets the node, which runs, come back, and waits until it serves by that: one that has not heard yet that it was put out would
+// say that it is ready.
 func (r *Region) Release() {
-	r.mesh.t.Helper()
-	r.mesh.call("release "+r.Name, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
-		_, err := iapmeshv1.NewNodeServiceClient(conn).ReleaseNode(ctx, &iapmeshv1.ReleaseNodeRequest{Node: r.config.Name, Reason: "test"}, o...)
+	m := r.mesh
+	m.t.Helper()
+	var at *iapmeshv1.Revision
+	err := m.Try(func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
+		resp, err := iapmeshv1.NewNodeServiceClient(conn).ReleaseNode(ctx, &iapmeshv1.ReleaseNodeRequest{Node: r.config.Name, Reason: "test"}, o...)
+		at = resp.GetReceipt().GetRevision()
 		return err
 	})
+	if !fault.Is(err, fault.Conflict) { // else the answer was lost, and the client has asked again
+		m.must("release "+r.Name, err)
+	}
+	m.Eventually(r.Name+" serves by its release", func() bool {
+		status := m.Status()
+		for _, n := range status.Nodes {
+			if n.Node.Name != r.config.Name || n.Node.State != iapmeshv1.NodeState_NODE_STATE_ACTIVE {
+				continue
+			}
+			if at == nil {
+				at = status.Revision
+			}
+			return n.Live && !revisionOf(n.Report.GetRevision()).Before(revisionOf(at))
+		}
+		return false
+	})
+}
+
+func revisionOf(p *iapmeshv1.Revision) revision.Revision {
+	return revision.Revision{Epoch: p.GetEpoch(), Index: p.GetIndex()}
 }
 
 // Remove says that the node is gone.
@@ -191,8 +250,18 @@ func (r *Region) Running() bool {
 	}
 }
 
-// Status makes a program's request with a session token of the caller's making, and returns the answer's status.
-func (r *Region) Status(token, host, path string) int {
+// Status makes a program's request with a session token of the caller's making, and returns the answer's status: again while the node
+// says that it cannot answer now, as where billing is asked for and the last answer of the leader is 3 s old.
+func (r *Region) Status(token, host, path string) (status int) {
+	r.mesh.t.Helper()
+	await(unhurried, func() bool {
+		status = r.status(token, host, path)
+		return status != http.StatusServiceUnavailable
+	})
+	return status
+}
+
+func (r *Region) status(token, host, path string) int {
 	m := r.mesh
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)

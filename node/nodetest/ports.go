@@ -37,7 +37,13 @@ func reservePorts(t testing.TB) *ports {
 	return nil
 }
 
-// next returns an address of the block on which nothing listens.
+// Addresses reserves a block of ports for a test that runs nodes without a mesh, and returns what gives one address of it after the other.
+func Addresses(t testing.TB) (next func() string) {
+	t.Helper()
+	return reservePorts(t).next
+}
+
+// next returns an address of the block on which nothing listens, for TCP nor for UDP.
 func (p *ports) next() string {
 	p.t.Helper()
 	for p.at < blockSize-1 {
@@ -48,6 +54,11 @@ func (p *ports) next() string {
 			continue // a server of somebody else's
 		}
 		l.Close()
+		packets, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			continue
+		}
+		packets.Close()
 		return addr
 	}
 	p.t.Fatalf("no free port is left in the block from %d", p.base)

@@ -26,17 +26,9 @@ func (r *Region) Rotates(key, file string) {
 // IssueScheduled issues a key for any number of proxies that lives for ttl and that the region's node rotates.
 func (m *Mesh) IssueScheduled(name string, public []byte, ttl time.Duration, rotator *Region) *iapmeshv1.ProvisioningKey {
 	m.t.Helper()
-	unlimited := uint32(0)
-	var key *iapmeshv1.ProvisioningKey
-	m.call("issue key "+name, func(ctx context.Context, conn grpc.ClientConnInterface, o ...grpc.CallOption) error {
-		resp, err := iapmeshv1.NewKeyServiceClient(conn).IssueKey(ctx, &iapmeshv1.IssueKeyRequest{
-			PublicKey: public, Name: name, Grants: []iapmeshv1.Role{iapmeshv1.Role_ROLE_PROXY}, Ttl: durationpb.New(ttl), MaxUses: &unlimited,
-			RotateEvery: durationpb.New(time.Hour), RotateGrace: durationpb.New(time.Minute), Rotator: rotator.config.Name,
-		}, o...)
-		key = resp.GetKey()
-		return err
+	return m.Issue(name, public, func(r *iapmeshv1.IssueKeyRequest) {
+		r.Ttl, r.RotateEvery, r.RotateGrace, r.Rotator = durationpb.New(ttl), durationpb.New(time.Hour), durationpb.New(time.Minute), rotator.config.Name
 	})
-	return key
 }
 
 // Keys lists the provisioning keys of a name, or all if it is empty, newest first.
@@ -56,14 +48,18 @@ func (m *Mesh) StartNodeByKey(keyFile, name string, roles ...string) *Region {
 	return m.startNode(m.regions[m.order[0]], keyFile, name, roles)
 }
 
-// Metrics are what the node tells of itself.
+// Metrics are what the node tells of itself, once it answers.
 func (r *Region) Metrics() string {
-	resp, err := http.Get("http://" + r.config.Listen.Ops + "/metrics")
-	if err != nil {
-		return ""
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(resp.Body)
-	r.mesh.must("read the metrics", err)
+	r.mesh.t.Helper()
+	var data []byte
+	r.mesh.Eventually(r.Name+" tells its metrics", func() bool {
+		resp, err := http.Get("http://" + r.config.Listen.Ops + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		data, err = io.ReadAll(resp.Body)
+		return err == nil && resp.StatusCode == http.StatusOK
+	})
 	return string(data)
 }

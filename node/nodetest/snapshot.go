@@ -2,10 +2,12 @@ package nodetest
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -44,9 +46,13 @@ func (m *Mesh) Save(name string) Snapshot {
 // Open reads a snapshot's file.
 func (m *Mesh) Open(s Snapshot) *snapshotfile.Snapshot {
 	m.t.Helper()
-	out, err := snapshotfile.Open(m.t.Context(), s.Path, node.SealedDirectory("", []string{s.Keeper}, 0))
+	out, err := open(m.t.Context(), s)
 	m.must("open the snapshot", err)
 	return out
+}
+
+func open(ctx context.Context, s Snapshot) (*snapshotfile.Snapshot, error) {
+	return snapshotfile.Open(ctx, s.Path, node.SealedDirectory("", []string{s.Keeper}, 0))
 }
 
 // Restore gives a snapshot back to the running mesh, with what the caller remembers.
@@ -59,19 +65,28 @@ func (m *Mesh) Restore(s Snapshot, remembered ...keyring.Denial) *iapmeshv1.Rest
 
 // TryRestore is Restore where it may be refused.
 func (m *Mesh) TryRestore(s Snapshot, remembered ...keyring.Denial) (*iapmeshv1.RestorationStatus, error) {
-	m.t.Helper()
-	client := m.client()
+	client, err := m.Profile().Dial() // it fails nothing by itself: a test may restore beside what else it does
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	client.Patience = Patience
 	now, err := backup.Pending(m.t.Context(), client)
 	if err != nil {
 		return nil, err
 	}
-	snapshot := m.Open(s)
+	snapshot, err := open(m.t.Context(), s)
+	if err != nil {
+		return nil, err
+	}
 	statement, err := backup.Statement(snapshot, now, m.now())
 	if err != nil {
 		return nil, err
 	}
 	signature, err := backup.Sign(m.Profile(), statement)
-	m.must("sign", err)
+	if err != nil {
+		return nil, err
+	}
 	resp, err := backup.Restore(m.t.Context(), client, backup.Restoring{Snapshot: snapshot, Statement: statement, Signature: signature, Remembered: remembered})
 	return resp.GetStatus(), err
 }
@@ -84,10 +99,22 @@ func (m *Mesh) Pending() *iapmeshv1.RestorationStatus {
 	return status
 }
 
-// Confirm confirms the list of now, but for the exceptions.
+// TryConfirm confirms the list of now, but for the exceptions.
+func (m *Mesh) TryConfirm(except ...string) error {
+	m.t.Helper()
+	_, err := backup.Confirm(m.t.Context(), m.client(), m.Pending().ListDigest, except, false)
+	return err
+}
+
+// Confirm is TryConfirm once it is not refused, when every node that would be released has told what it remembers.
 func (m *Mesh) Confirm(except ...string) {
 	m.t.Helper()
-	resp, err := backup.Confirm(m.t.Context(), m.client(), m.Pending().ListDigest, except)
+	var resp *iapmeshv1.ConfirmRestorationResponse
+	var err error
+	await(unhurried, func() bool {
+		resp, err = backup.Confirm(m.t.Context(), m.client(), m.Pending().ListDigest, except, false)
+		return !fault.Is(err, fault.Conflict) // else a node has told what it remembers since the list was read
+	})
 	m.must("confirm", err)
 	m.AwaitReceipt(resp.Receipt)
 }
@@ -96,7 +123,7 @@ func (m *Mesh) Confirm(except ...string) {
 func (m *Mesh) UseKey(name string, roles ...iapmeshv1.Role) (id string) {
 	m.t.Helper()
 	secret := m.NewSecret()
-	m.issue(name, secret, func(r *iapmeshv1.IssueKeyRequest) { r.Grants = roles })
+	m.Issue(name, secret.PublicKey(), func(r *iapmeshv1.IssueKeyRequest) { r.Grants = roles })
 	m.useKey(name, secret)
 	return secret.ID()
 }
@@ -114,7 +141,7 @@ func (m *Mesh) Block(subject string) {
 func (r *Region) Visit(host, path string) *http.Response {
 	r.mesh.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	r.mesh.t.Cleanup(cancel)
+	defer cancel()
 	resp, err := r.mesh.world.browser().Get(ctx, r.URL(host, path))
 	r.mesh.must("visit "+r.URL(host, path), err)
 	return resp
@@ -125,7 +152,7 @@ func (r *Region) Visit(host, path string) *http.Response {
 func (r *Region) TrySignIn(user string) *http.Response {
 	r.mesh.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	r.mesh.t.Cleanup(cancel)
+	defer cancel()
 	resp, err := r.mesh.world.browser().SignIn(ctx, r.URL(EchoHost, "/whoami"), user, r.mesh.world.password(user))
 	if fault.Is(err, fault.Unauthenticated) {
 		return &http.Response{Header: http.Header{}}
@@ -134,17 +161,52 @@ func (r *Region) TrySignIn(user string) *http.Response {
 	return resp
 }
 
-// TryJoin lets a new proxy ask to join by the newest key, or by the one in a file of the mesh's directory, and says how that ended.
-func (m *Mesh) TryJoin(name, key string, patience time.Duration) error {
+// TryJoin lets a new proxy ask to join by the key in a file of the mesh's directory until it has an answer, and says which: it is admitted,
+// refused, or told to await an operator. It runs no longer than that.
+func (m *Mesh) TryJoin(name, key string) (err error) {
 	m.t.Helper()
-	c := m.config(name, len(m.order))
+	c, known := m.joiners[name]
+	if !known {
+		c = m.config(name, len(m.order))
+		m.joiners[name] = c
+	}
 	c.Roles = []string{"proxy"}
-	c.Join = node.Join{Addresses: []string{m.In(m.order[0]).config.Listen.Mesh}, Key: node.Credential{File: filepath.Join(m.dir, key+".key")}, Timeout: node.Duration(patience)}
+	c.Join = node.Join{
+		Addresses: []string{m.In(m.order[0]).config.Listen.Mesh}, Key: node.Credential{File: filepath.Join(m.dir, key+".key")}, Timeout: node.Duration(5 * time.Second),
+	}
+	await(unhurried, func() bool {
+		err = m.runUntilJoined(c)
+		return !fault.Is(err, fault.Unavailable) || strings.Contains(err.Error(), keyring.ErrAwaitsOperator.Error())
+	})
+	return err
+}
+
+// runUntilJoined runs a node until it has joined, or cannot.
+func (m *Mesh) runUntilJoined(c node.Config) error {
+	m.t.Helper()
 	n, err := node.NewIn(m.t.Context(), c, node.Env{Logger: m.logger(), NetDial: m.network.dialFrom(c.Listen.Mesh, ""), Now: m.now})
-	m.must("open node "+name, err)
-	ctx, cancel := context.WithTimeout(m.t.Context(), patience+2*time.Second)
+	m.must("open node "+c.Name, err)
+	ctx, cancel := context.WithCancel(m.t.Context())
 	defer cancel()
-	return n.Run(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(ctx) }()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-ticker.C:
+		}
+		var id struct {
+			Node string `json:"node_id"`
+		}
+		if data, err := os.ReadFile(filepath.Join(c.DataDir, "node.json")); err == nil && json.Unmarshal(data, &id) == nil && id.Node != "" {
+			cancel()
+			<-ended // by whatever part of it was just beginning
+			return nil
+		}
+	}
 }
 
 // ForgeKey writes a key that pins the mesh's root, and that the mesh does not know, into a file of the mesh's directory.
@@ -159,7 +221,13 @@ func (m *Mesh) Configuration() string { return m.world.yaml() }
 // Trail is what the first node's aggregator remembers as refused since a time.
 func (m *Mesh) Trail(since time.Time) []keyring.Denial {
 	m.t.Helper()
-	out, err := backup.Remembered(m.t.Context(), m.client(), []string{m.In(m.order[0]).config.Listen.Mesh}, since, m.writers())
+	client, writers := m.client(), m.writers()
+	var out []keyring.Denial
+	var err error
+	await(unhurried, func() bool {
+		out, err = backup.Remembered(m.t.Context(), client, backup.Trail{Aggregators: []string{m.In(m.order[0]).config.Listen.Mesh}, Since: since, Writers: writers})
+		return !fault.Is(err, fault.Unavailable)
+	})
 	m.must("read the trail", err)
 	return out
 }
@@ -172,29 +240,36 @@ func (m *Mesh) writers() backup.Writers {
 	return out
 }
 
-// Node is a node as the leader shows it.
-func (m *Mesh) Node(name string) *iapmeshv1.NodeStatus {
+// Node is a node as the leader shows it, once it knows the node.
+func (m *Mesh) Node(name string) (node *iapmeshv1.NodeStatus) {
 	m.t.Helper()
-	for _, n := range m.Status().Nodes {
-		if n.Node.Name == name {
-			return n
+	m.Eventually("the mesh knows node "+name, func() bool {
+		for _, n := range m.Status().Nodes {
+			if n.Node.Name == name {
+				node = n
+			}
 		}
-	}
-	m.t.Fatalf("the mesh knows no node %s", name)
-	return nil
+		return node != nil
+	})
+	return node
 }
 
 func (m *Mesh) sign(s *keyring.RestorationStatement) ([]byte, error) {
 	return backup.Sign(m.Profile(), s)
 }
 
-// Recover founds the mesh anew from this node, which is stopped. Aggregators, if any is asked, say what is remembered.
+// Recover founds the mesh anew from this node, which is stopped. Aggregators, if any is asked, say what is remembered; the node's own
+// store is read.
 func (r *Region) Recover(remembered ...keyring.Denial) (*node.Recovered, error) {
-	ask := func(_ context.Context, q node.Question) []keyring.Denial {
+	ask := func(ctx context.Context, q node.Question) []keyring.Denial {
 		if q.Since.IsZero() || q.Since.After(r.mesh.now()) || slices.Contains(q.Aggregators, r.config.Listen.Mesh) || len(q.Control) == 0 {
 			r.mesh.t.Errorf("asked what was refused: %+v", q)
 		}
-		return remembered
+		own, err := backup.Remembered(ctx, nil, backup.Trail{Store: q.Store, Since: q.Since, Writers: q.Control})
+		if err != nil {
+			r.mesh.t.Errorf("read the node's own trails: %v", err)
+		}
+		return slices.Concat(remembered, own)
 	}
 	return node.Recover(r.mesh.t.Context(), node.RecoverConfig{Config: r.config, Sign: r.mesh.sign, Ask: ask, Logger: r.mesh.logger(), Now: r.mesh.now})
 }

@@ -1,16 +1,21 @@
 package nodetest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/iapmesh/iapmesh/internal/dev"
 	"github.com/iapmesh/iapmesh/internal/dev/app"
+	"github.com/iapmesh/iapmesh/node"
 )
 
 // Session is a user in a browser.
@@ -19,6 +24,43 @@ type Session struct {
 	User    string
 	Subject string // <idp>/<subject>
 	browser *dev.Browser
+
+	mu      sync.Mutex
+	answers map[string][]Answer // by region; guarded by mu
+	starts  map[*Region]int     // which start of the node the browser's connections are from; guarded by mu
+}
+
+// Answer is what a request of the session came to.
+type Answer struct {
+	Request string // its id, as the trail has it
+	Status  int
+}
+
+// Answers are those of a region, in their order: now and then one more than a test has asked for, where it had to be asked again.
+func (s *Session) Answers(r *Region) []Answer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.answers[r.Name])
+}
+
+func (s *Session) note(r *Region, resp *http.Response) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers[r.Name] = append(s.answers[r.Name], Answer{resp.Header.Get("X-Request-Id"), resp.StatusCode})
+}
+
+// reconnect gives up the browser's connections to a node that was started anew since: that they are dead, a browser notices by using them.
+func (s *Session) reconnect(r *Region) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if starts, used := s.starts[r]; used && starts != r.starts {
+		s.browser.Client.CloseIdleConnections()
+	}
+	s.starts[r] = r.starts
+}
+
+func (m *Mesh) newSession(user string) *Session {
+	return &Session{mesh: m, User: user, browser: m.world.browser(), answers: map[string][]Answer{}, starts: map[*Region]int{}}
 }
 
 // URL is a page of a host, by this region's own port.
@@ -32,11 +74,25 @@ func (r *Region) URL(host, path string) string {
 func (r *Region) SignIn(user string) *Session {
 	r.mesh.t.Helper()
 	s, echo := r.signIn(user, EchoHost)
-	if !echo.Verified {
-		r.mesh.t.Fatalf("sign in as %s in %s: the assertion does not verify: %s", user, r.Name, echo.Reason)
-	}
-	s.Subject = echo.Claims.Subject
+	s.Subject = r.verified(s, echo).Claims.Subject
 	return s
+}
+
+// verified is an answer of echo's with an assertion that it could verify. It fetches the mesh's keys within two seconds or not at all, and
+// not again within one: so it is asked again where it says that it lacks a key.
+func (r *Region) verified(s *Session, echo app.Echo) app.Echo {
+	r.mesh.t.Helper()
+	await(unhurried, func() bool {
+		if echo.Verified || !strings.Contains(echo.Reason, "key set") {
+			return true
+		}
+		echo = r.Serves(s, http.StatusOK)
+		return false
+	})
+	if !echo.Verified {
+		r.mesh.t.Fatalf("%s, by %s: the assertion does not verify: %s", s.User, r.Name, echo.Reason)
+	}
+	return echo
 }
 
 // SignInAt signs a user in by the browser, at a host of the caller's choice.
@@ -49,11 +105,18 @@ func (r *Region) SignInAt(user, host string) *Session {
 func (r *Region) signIn(user, host string) (*Session, app.Echo) {
 	m := r.mesh
 	m.t.Helper()
-	s := &Session{mesh: m, User: user, browser: m.world.browser()}
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	defer cancel()
-	resp, err := s.browser.SignIn(ctx, r.URL(host, "/whoami"), user, m.world.password(user))
-	m.must("sign in as "+user+" in "+r.Name, err)
+	s := m.newSession(user)
+	s.reconnect(r)
+	var resp *http.Response
+	await(unhurried, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), Patience)
+		defer cancel()
+		var err error
+		resp, err = s.browser.SignIn(ctx, r.URL(host, "/whoami"), user, m.world.password(user))
+		m.must("sign in as "+user+" in "+r.Name, err)
+		s.note(r, resp)
+		return resp.StatusCode != http.StatusServiceUnavailable // by which a node says that it cannot now, as where its disk is slow or its view old
+	})
 	if resp.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(resp.Body)
 		m.t.Fatalf("sign in as %s in %s: %s at %s: %.300s", user, r.Name, resp.Status, resp.Request.URL, body)
@@ -72,29 +135,48 @@ func decodeEcho(m *Mesh, resp *http.Response) app.Echo {
 	return echo
 }
 
-// Get makes a program's request with the session's cookies: it is told 401, and never sent to sign in.
-func (s *Session) Get(r *Region, host, path string) *http.Response {
+// Get makes a program's request with the session's cookies: it is told 401, and never sent to sign in. It is made again where the disk took
+// longer for the decision's record than the node waits for it.
+func (s *Session) Get(r *Region, host, path string) (resp *http.Response) {
 	s.mesh.t.Helper()
-	resp, err := s.Try(r, host, path)
-	s.mesh.must("request "+r.URL(host, path), err)
+	await(unhurried, func() bool {
+		var err error
+		resp, err = s.Try(r, host, path)
+		s.mesh.must("request "+r.URL(host, path), err)
+		return code(resp) != "not_recorded"
+	})
 	return resp
 }
 
-// Try is Get where nobody may answer.
+// code is which answer of its own the node has given; empty: none.
+func code(resp *http.Response) string { return resp.Header.Get("X-Iapmesh-Response") }
+
+// Try is Get where nobody may answer, and made once. The answer's body is in memory.
 func (s *Session) Try(r *Region, host, path string) (*http.Response, error) {
-	m := s.mesh
-	m.t.Helper()
+	s.mesh.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	m.t.Cleanup(cancel)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL(host, path), nil)
-	m.must("make a request", err)
-	req.Header.Set("Accept", "application/json")
-	resp, err := s.browser.Client.Do(req)
+	defer cancel()
+	resp, err := s.do(ctx, r, host, path)
 	if err != nil {
 		return nil, err
 	}
-	m.t.Cleanup(func() { resp.Body.Close() })
-	return resp, nil
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return resp, err
+}
+
+func (s *Session) do(ctx context.Context, r *Region, host, path string) (*http.Response, error) {
+	s.mesh.t.Helper()
+	s.reconnect(r)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL(host, path), nil)
+	s.mesh.must("make a request", err)
+	req.Header.Set("Accept", "application/json")
+	resp, err := s.browser.Client.Do(req)
+	if err == nil {
+		s.note(r, resp)
+	}
+	return resp, err
 }
 
 // Serves demands that the region answers the session's request to echo with a status.
@@ -111,6 +193,30 @@ func (r *Region) Serves(s *Session, status int) app.Echo {
 	return decodeEcho(r.mesh, resp)
 }
 
+// EventuallyServes is Serves for a session of a key that may be younger than the region's view: until that has come, it is answered 503.
+func (r *Region) EventuallyServes(s *Session) (echo app.Echo) {
+	r.mesh.t.Helper()
+	r.mesh.Eventually(r.Name+" serves "+s.User, func() bool {
+		resp := s.Get(r, EchoHost, "/whoami")
+		switch resp.StatusCode {
+		case http.StatusOK:
+			echo = decodeEcho(r.mesh, resp)
+		case http.StatusServiceUnavailable:
+			return false
+		default:
+			r.mesh.t.Fatalf("%s answers %s's request with %s, want 200", r.Name, s.User, resp.Status)
+		}
+		return true
+	})
+	return echo
+}
+
+// Verifies demands that the region serves the session, and that echo can verify what it says of the user.
+func (r *Region) Verifies(s *Session) app.Echo {
+	r.mesh.t.Helper()
+	return r.verified(s, r.Serves(s, http.StatusOK))
+}
+
 // EventuallyRefuses waits until the region refuses the session.
 func (r *Region) EventuallyRefuses(s *Session) {
 	r.mesh.t.Helper()
@@ -119,33 +225,57 @@ func (r *Region) EventuallyRefuses(s *Session) {
 	})
 }
 
-// AwaitRefusal waits until a node that was just started answers that it serves nobody. It never serves before.
+// AwaitRefusal waits until a node that was just started answers that it serves nobody, or ends because it may never again. It never serves
+// before.
 func (r *Region) AwaitRefusal(s *Session) {
 	r.mesh.t.Helper()
 	r.mesh.Eventually(r.Name+" answers that it serves nobody", func() bool {
+		over := !r.Running()
 		resp, err := s.Try(r, EchoHost, "/whoami")
 		if err == nil && resp.StatusCode == http.StatusOK {
 			r.mesh.t.Fatalf("%s serves", r.Name)
 		}
-		return err == nil && resp.StatusCode == http.StatusMisdirectedRequest
+		var turnedAway *node.TurnedAwayError
+		return err == nil && resp.StatusCode == http.StatusMisdirectedRequest || over && errors.As(r.ended, &turnedAway)
 	})
 }
 
-// Stream opens echo's event stream and returns a channel that closes when it ends.
+// Stream opens echo's event stream and returns a channel that closes when it ends: by the mesh's doing, for the browser lets it go on until
+// the test ends.
 func (r *Region) Stream(s *Session) <-chan struct{} {
 	r.mesh.t.Helper()
-	resp := s.Get(r, EchoHost, "/sse?interval=20ms")
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	r.mesh.t.Cleanup(cancel)
+	late := time.AfterFunc(Patience, cancel) // until the first event alone
+	var resp *http.Response
+	await(unhurried, func() bool {
+		var err error
+		resp, err = s.do(ctx, r, EchoHost, "/sse?interval=20ms")
+		r.mesh.must("open the event stream", err)
+		if code(resp) == "" {
+			return true
+		}
+		resp.Body.Close()
+		return code(resp) != "not_recorded"
+	})
 	if resp.StatusCode != http.StatusOK || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
 		r.mesh.t.Fatalf("%s: event stream: %s", r.Name, resp.Status)
 	}
-	first := make([]byte, 1)
-	_, err := io.ReadFull(resp.Body, first)
+	_, err := io.ReadFull(resp.Body, make([]byte, 1))
 	r.mesh.must("read the first event", err)
-	ended := make(chan struct{})
+	if !late.Stop() {
+		r.mesh.t.Fatalf("%s: event stream: no event within %s", r.Name, Patience)
+	}
 	go func() {
 		defer close(ended)
+		defer resp.Body.Close()
 		_, _ = io.Copy(io.Discard, resp.Body) // however it ends
 	}()
+	r.mesh.t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
 	return ended
 }
 

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
 	"log/slog"
 	"maps"
 	"os"
@@ -239,12 +242,41 @@ func (w *world) onDisk() []string {
 	for _, e := range entries {
 		data, err := os.ReadFile(filepath.Join(w.dir, "rotate", e.Name()))
 		must(w.t, err)
-		if bytes.Contains(data, []byte("iapk_")) {
-			w.t.Errorf("%s holds a secret in the clear", e.Name())
-		}
+		w.closed(e.Name(), data)
 		names = append(names, e.Name())
 	}
 	return names
+}
+
+// closed checks that what waits on disk is a secret for whoever has the seal, and for nobody else: not in its written form, not in that of
+// the key itself, and not by another seal.
+func (w *world) closed(name string, data []byte) {
+	w.t.Helper()
+	context := []byte("iapmesh/rotate/v1/" + w.node.ID + "/" + strings.TrimSuffix(name, ".sealed"))
+	opened, err := w.sealer.Open(data, context)
+	must(w.t, err)
+	var e struct{ Secret string }
+	must(w.t, json.Unmarshal(opened, &e))
+	secret, err := keyring.ParseSecret(e.Secret)
+	must(w.t, err)
+	seed := secret.PrivateKey().Seed()
+	for what, bytesOf := range map[string][]byte{
+		"the prefix": []byte("iapk_"), "the body": []byte(e.Secret[len("iapk_")+17:]), "the seed": seed, "the seed in hex": []byte(hex.EncodeToString(seed)),
+		"the seed in base64": []byte(base64.RawStdEncoding.EncodeToString(seed)), "the public half": secret.PublicKey(),
+	} {
+		if bytes.Contains(data, bytesOf) {
+			w.t.Errorf("%s holds %s of a secret in the clear", name, what)
+		}
+	}
+	own := w.t.TempDir()
+	thief, err := seal.Create(w.t.Context(), own, []string{seal.KeyFileURL(filepath.Join(own, "seal.key"))})
+	must(w.t, err)
+	if _, err := thief.Open(data, context); err == nil {
+		w.t.Errorf("%s opens by another seal", name)
+	}
+	if _, err := w.sealer.Open(data, []byte("iapmesh/rotate/v1/"+w.node.ID+"/")); err == nil {
+		w.t.Errorf("%s opens as another key's", name)
+	}
 }
 
 // rotated checks that first was succeeded by the one key that the sink holds, and that nothing is left over.

@@ -311,7 +311,7 @@ func TestPrivateHalvesOnDisk(t *testing.T) {
 		t.Fatalf("%v, %v", info.Mode(), err)
 	}
 	content, err := os.ReadFile(path)
-	if err != nil || bytes.Contains(content, m.private["eu"].Seed()) || bytes.Contains(content, []byte("seed")) {
+	if err != nil || bytes.Contains(content, m.private["eu"].Seed()) || bytes.Contains(content, []byte(`"version":1`)) {
 		t.Error("not sealed")
 	}
 	reopened, err := open("eu")

@@ -198,9 +198,13 @@ func (c *checker) standing(o *openEntry) error {
 		return err
 	}
 	at := c.standingOf(o.Session.KID)
-	switch {
-	case at.err != nil:
+	if at.err != nil {
 		return at.err
+	}
+	if err := inTime(at.node, o.Session.IssuedAt); err != nil {
+		return err
+	}
+	switch {
 	case !c.view.Selects(at.node, route):
 		return invalid("minting node %s does not speak for route %s", at.node.ID, route.Name)
 	case !route.Takes(o.Session.Identity.Provider()):

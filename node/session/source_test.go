@@ -5,7 +5,6 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
-	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/store"
 	"github.com/iapmesh/iapmesh/keyring"
@@ -49,9 +48,7 @@ func (m *mesh) source(first *state.View) (*state.Source, func(*state.View)) {
 	m.t.Cleanup(func() { cancel(); <-done })
 	commit := func(v *state.View) {
 		f <- store.Change{Revision: v.Revision, Reset: true, Entries: m.entries(v)}
-		wait, stop := context.WithTimeout(ctx, 10*time.Second)
-		defer stop()
-		if _, err := s.WaitRevision(wait, v.Revision); err != nil {
+		if _, err := s.WaitRevision(ctx, v.Revision); err != nil {
 			m.t.Errorf("source: %v", err)
 		}
 	}

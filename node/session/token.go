@@ -178,7 +178,7 @@ func (r registered) check(view *state.View, p Purpose, now time.Time) error {
 }
 
 // standing looks up what a signature alone does not say: that the key still verifies, with this public half if one is given, and
-// that its node may still speak. A departed node's tokens count until they expire.
+// that its node may still speak. A departed node's tokens count until they expire, as far as inTime says so.
 func standing(view *state.View, kid string, public ed25519.PublicKey) (*keyring.SigningKey, *keyring.Node, error) {
 	key := view.Keyring.SigningKeys[kid]
 	switch {
@@ -197,10 +197,20 @@ func standing(view *state.View, kid string, public ed25519.PublicKey) (*keyring.
 		return nil, nil, invalid("signing key %s: node %s is unknown", kid, key.Node)
 	case node.State == keyring.NodeRevoked, node.State == keyring.NodeQuarantined:
 		return nil, nil, revoked("minting node %s is %s", node.ID, node.State)
-	case !node.Trusted() && node.State != keyring.NodeDeparted:
+	case !node.TokensCount():
 		return nil, nil, invalid("minting node %s is %q", node.ID, node.State)
 	case !node.HasRole(keyring.RoleProxy):
 		return nil, nil, invalid("minting node %s is no proxy", node.ID)
 	}
 	return key, node, nil
+}
+
+// inTime refuses what a node has signed after it departed: whatever it kept of its keys, it speaks for the mesh no more. Two clocks of the
+// mesh may differ. A key alone that no longer signs is held to nothing: a node that has not heard of its successor goes on by it, and rightly
+// (decision 0020).
+func inTime(node *keyring.Node, issued time.Time) error {
+	if node.State == keyring.NodeDeparted && issued.After(node.StateSince.Add(keyring.Skew)) {
+		return invalid("issued by node %s after it had departed", node.ID)
+	}
+	return nil
 }

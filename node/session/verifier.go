@@ -159,6 +159,9 @@ func (c *claims) session(kid string) (*Session, error) {
 func (e *entry) judge(view *state.View, before *verdict) *verdict {
 	key, node, err := standing(view, e.session.KID, e.public)
 	if err == nil {
+		err = inTime(node, e.session.IssuedAt)
+	}
+	if err == nil {
 		err = unrevoked(view, e.session)
 	}
 	if err != nil {
@@ -220,6 +223,9 @@ func (v *Verifier) verifyAs(view *state.View, route *resource.Route, p Purpose, 
 	}
 	_, node, err := standing(view, opened.kid, opened.public)
 	if err != nil {
+		return err
+	}
+	if err := inTime(node, time.Unix(c.IssuedAt, 0)); err != nil {
 		return err
 	}
 	if !view.Selects(node, route) {

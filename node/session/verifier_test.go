@@ -120,7 +120,7 @@ func TestPermissionIsLookedUpInTheView(t *testing.T) {
 }
 
 func (m *mesh) nodeState(s keyring.NodeState) {
-	m.editNode("eu", func(n *keyring.Node) { n.State = s })
+	m.editNode("eu", func(n *keyring.Node) { n.State, n.StateSince = s, m.now })
 }
 
 func (m *mesh) keyState(s keyring.SigningState) {
@@ -191,36 +191,42 @@ func TestLineageFollowsTheRecord(t *testing.T) {
 
 func TestAKeyNewerThanTheViewIsWaitedFor(t *testing.T) {
 	t.Parallel()
-	m := newMesh(t)
-	old := m.view
-	m.join("new", "")
-	token, _ := m.signIn("new")
-	v := m.verifier()
-	_, err := v.Verify(old, m.route("billing"), token)
-	var unknown *session.UnknownKeyError
-	if !errors.As(err, &unknown) || !unknown.Newer || unknown.KID != m.kid("new") || unknown.Needs != m.at {
-		t.Fatalf("%v: want a newer key at %v", err, m.at)
-	}
-	if !fault.Is(err, fault.Unavailable) || errors.Is(err, session.ErrInvalid) {
-		t.Errorf("kind %v: want unavailable, so that it is never a sign-in", fault.KindOf(err))
-	}
-	source, commit := m.source(old)
-	arrived := make(chan *state.View, 1)
-	go func() {
-		view, err := v.Await(t.Context(), source, err)
-		if err != nil {
-			t.Errorf("await: %v", err)
+	synctest.Test(t, func(t *testing.T) { // half a second is soon over on a busy machine
+		m := newMesh(t)
+		old := m.view
+		m.join("new", "")
+		token, _ := m.signIn("new")
+		v := m.verifier()
+		_, err := v.Verify(old, m.route("billing"), token)
+		var unknown *session.UnknownKeyError
+		if !errors.As(err, &unknown) || !unknown.Newer || unknown.KID != m.kid("new") || unknown.Needs != m.at {
+			t.Fatalf("%v: want a newer key at %v", err, m.at)
 		}
-		arrived <- view
-	}()
-	commit(m.view)
-	view := <-arrived
-	if view == nil {
-		t.FailNow()
-	}
-	if _, err := v.Verify(view, m.route("billing"), token); err != nil {
-		t.Errorf("in the view that was waited for: %v", err)
-	}
+		if !fault.Is(err, fault.Unavailable) || errors.Is(err, session.ErrInvalid) {
+			t.Errorf("kind %v: want unavailable, so that it is never a sign-in", fault.KindOf(err))
+		}
+		source, commit := m.source(old)
+		arrived := make(chan *state.View, 1)
+		go func() {
+			view, err := v.Await(t.Context(), source, err)
+			if err != nil {
+				t.Errorf("await: %v", err)
+			}
+			arrived <- view
+		}()
+		synctest.Wait()
+		if len(arrived) != 0 {
+			t.Error("it is not waited for")
+		}
+		commit(m.view)
+		view := <-arrived
+		if view == nil {
+			t.FailNow()
+		}
+		if _, err := v.Verify(view, m.route("billing"), token); err != nil {
+			t.Errorf("in the view that was waited for: %v", err)
+		}
+	})
 }
 
 func TestWhatNoViewCanMendIsNotWaitedFor(t *testing.T) {

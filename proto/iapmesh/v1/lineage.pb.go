@@ -372,6 +372,7 @@ type NodeLineage struct {
 	SigningKeys   []*SigningKey          `protobuf:"bytes,5,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"` // its session keys that still verify
 	Sessions      *SessionCount          `protobuf:"bytes,6,opt,name=sessions,proto3" json:"sessions,omitempty"`                          // that it minted, wherever they are seen
 	Newest        []*LiveSession         `protobuf:"bytes,7,rep,name=newest,proto3" json:"newest,omitempty"`                              // of them, at most 5
+	SeenSince     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=seen_since,json=seenSince,proto3" json:"seen_since,omitempty"`       // it came for its last certificate then: seen then or later, by whoever led; unset: last_seen says more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -451,6 +452,13 @@ func (x *NodeLineage) GetSessions() *SessionCount {
 func (x *NodeLineage) GetNewest() []*LiveSession {
 	if x != nil {
 		return x.Newest
+	}
+	return nil
+}
+
+func (x *NodeLineage) GetSeenSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SeenSince
 	}
 	return nil
 }
@@ -728,7 +736,7 @@ const file_iapmesh_v1_lineage_proto_rawDesc = "" +
 	"KeyLineage\x12-\n" +
 	"\x03key\x18\x01 \x01(\v2\x1b.iapmesh.v1.ProvisioningKeyR\x03key\x12-\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x17.iapmesh.v1.NodeLineageR\x05nodes\x124\n" +
-	"\bsessions\x18\x03 \x01(\v2\x18.iapmesh.v1.SessionCountR\bsessions\"\xd0\x02\n" +
+	"\bsessions\x18\x03 \x01(\v2\x18.iapmesh.v1.SessionCountR\bsessions\"\x8b\x03\n" +
 	"\vNodeLineage\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.iapmesh.v1.NodeR\x04node\x127\n" +
 	"\tlast_seen\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x12\n" +
@@ -736,7 +744,9 @@ const file_iapmesh_v1_lineage_proto_rawDesc = "" +
 	"\x06served\x18\x04 \x01(\v2\x14.iapmesh.v1.RevisionR\x06served\x129\n" +
 	"\fsigning_keys\x18\x05 \x03(\v2\x16.iapmesh.v1.SigningKeyR\vsigningKeys\x124\n" +
 	"\bsessions\x18\x06 \x01(\v2\x18.iapmesh.v1.SessionCountR\bsessions\x12/\n" +
-	"\x06newest\x18\a \x03(\v2\x17.iapmesh.v1.LiveSessionR\x06newest\"Z\n" +
+	"\x06newest\x18\a \x03(\v2\x17.iapmesh.v1.LiveSessionR\x06newest\x129\n" +
+	"\n" +
+	"seen_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tseenSince\"Z\n" +
 	"\fSessionCount\x12\x19\n" +
 	"\bat_least\x18\x01 \x01(\x04R\aatLeast\x12\x17\n" +
 	"\aat_most\x18\x02 \x01(\x04R\x06atMost\x12\x16\n" +
@@ -809,21 +819,22 @@ var file_iapmesh_v1_lineage_proto_depIdxs = []int32{
 	15, // 13: iapmesh.v1.NodeLineage.signing_keys:type_name -> iapmesh.v1.SigningKey
 	7,  // 14: iapmesh.v1.NodeLineage.sessions:type_name -> iapmesh.v1.SessionCount
 	16, // 15: iapmesh.v1.NodeLineage.newest:type_name -> iapmesh.v1.LiveSession
-	9,  // 16: iapmesh.v1.BlastRadius.nodes:type_name -> iapmesh.v1.NodeChange
-	15, // 17: iapmesh.v1.BlastRadius.signing_keys:type_name -> iapmesh.v1.SigningKey
-	7,  // 18: iapmesh.v1.BlastRadius.sessions:type_name -> iapmesh.v1.SessionCount
-	10, // 19: iapmesh.v1.BlastRadius.routes:type_name -> iapmesh.v1.RouteLoss
-	13, // 20: iapmesh.v1.NodeChange.node:type_name -> iapmesh.v1.Node
-	17, // 21: iapmesh.v1.NodeChange.before:type_name -> iapmesh.v1.NodeState
-	0,  // 22: iapmesh.v1.LineageService.GetLineage:input_type -> iapmesh.v1.GetLineageRequest
-	2,  // 23: iapmesh.v1.LineageService.PreviewNodeRevocation:input_type -> iapmesh.v1.PreviewNodeRevocationRequest
-	1,  // 24: iapmesh.v1.LineageService.GetLineage:output_type -> iapmesh.v1.GetLineageResponse
-	3,  // 25: iapmesh.v1.LineageService.PreviewNodeRevocation:output_type -> iapmesh.v1.PreviewNodeRevocationResponse
-	24, // [24:26] is the sub-list for method output_type
-	22, // [22:24] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	12, // 16: iapmesh.v1.NodeLineage.seen_since:type_name -> google.protobuf.Timestamp
+	9,  // 17: iapmesh.v1.BlastRadius.nodes:type_name -> iapmesh.v1.NodeChange
+	15, // 18: iapmesh.v1.BlastRadius.signing_keys:type_name -> iapmesh.v1.SigningKey
+	7,  // 19: iapmesh.v1.BlastRadius.sessions:type_name -> iapmesh.v1.SessionCount
+	10, // 20: iapmesh.v1.BlastRadius.routes:type_name -> iapmesh.v1.RouteLoss
+	13, // 21: iapmesh.v1.NodeChange.node:type_name -> iapmesh.v1.Node
+	17, // 22: iapmesh.v1.NodeChange.before:type_name -> iapmesh.v1.NodeState
+	0,  // 23: iapmesh.v1.LineageService.GetLineage:input_type -> iapmesh.v1.GetLineageRequest
+	2,  // 24: iapmesh.v1.LineageService.PreviewNodeRevocation:input_type -> iapmesh.v1.PreviewNodeRevocationRequest
+	1,  // 25: iapmesh.v1.LineageService.GetLineage:output_type -> iapmesh.v1.GetLineageResponse
+	3,  // 26: iapmesh.v1.LineageService.PreviewNodeRevocation:output_type -> iapmesh.v1.PreviewNodeRevocationResponse
+	25, // [25:27] is the sub-list for method output_type
+	23, // [23:25] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_lineage_proto_init() }

@@ -1347,7 +1347,9 @@ type RestorationStatus struct {
 	Nodes         []*Node                `protobuf:"bytes,6,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Admins        []*Admin               `protobuf:"bytes,7,rep,name=admins,proto3" json:"admins,omitempty"` // who counts
 	Refused       []*Denial              `protobuf:"bytes,8,rep,name=refused,proto3" json:"refused,omitempty"`
-	Writes        uint64                 `protobuf:"varint,9,opt,name=writes,proto3" json:"writes,omitempty"` // dry_run: how many records would change
+	Writes        uint64                 `protobuf:"varint,9,opt,name=writes,proto3" json:"writes,omitempty"`   // dry_run: how many records would change
+	Unheard       []string               `protobuf:"bytes,10,rep,name=unheard,proto3" json:"unheard,omitempty"` // ids of those of nodes that have not told yet what they remember; they may know of revocations that nobody else does
+	Revoked       *RevokedCount          `protobuf:"bytes,11,opt,name=revoked,proto3" json:"revoked,omitempty"` // until it is confirmed: what is revoked in all, and stays so
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1445,17 +1447,101 @@ func (x *RestorationStatus) GetWrites() uint64 {
 	return 0
 }
 
+func (x *RestorationStatus) GetUnheard() []string {
+	if x != nil {
+		return x.Unheard
+	}
+	return nil
+}
+
+func (x *RestorationStatus) GetRevoked() *RevokedCount {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+// RevokedCount counts what a state refuses for good.
+type RevokedCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          uint32                 `protobuf:"varint,1,opt,name=keys,proto3" json:"keys,omitempty"` // provisioning keys
+	Nodes         uint32                 `protobuf:"varint,2,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Admins        uint32                 `protobuf:"varint,3,opt,name=admins,proto3" json:"admins,omitempty"`
+	Users         uint32                 `protobuf:"varint,4,opt,name=users,proto3" json:"users,omitempty"` // who are blocked
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedCount) Reset() {
+	*x = RevokedCount{}
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedCount) ProtoMessage() {}
+
+func (x *RevokedCount) ProtoReflect() protoreflect.Message {
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedCount.ProtoReflect.Descriptor instead.
+func (*RevokedCount) Descriptor() ([]byte, []int) {
+	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RevokedCount) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *RevokedCount) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *RevokedCount) GetAdmins() uint32 {
+	if x != nil {
+		return x.Admins
+	}
+	return 0
+}
+
+func (x *RevokedCount) GetUsers() uint32 {
+	if x != nil {
+		return x.Users
+	}
+	return 0
+}
+
 type ConfirmRestorationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ListDigest    []byte                 `protobuf:"bytes,1,opt,name=list_digest,json=listDigest,proto3" json:"list_digest,omitempty"`
-	Except        []string               `protobuf:"bytes,2,rep,name=except,proto3" json:"except,omitempty"` // ids or names of keys and nodes that stay held back
+	Except        []string               `protobuf:"bytes,2,rep,name=except,proto3" json:"except,omitempty"`    // ids or names of keys and nodes that stay held back
+	Unheard       bool                   `protobuf:"varint,3,opt,name=unheard,proto3" json:"unheard,omitempty"` // release nodes, too, that have not told what they remember
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfirmRestorationRequest) Reset() {
 	*x = ConfirmRestorationRequest{}
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1553,7 @@ func (x *ConfirmRestorationRequest) String() string {
 func (*ConfirmRestorationRequest) ProtoMessage() {}
 
 func (x *ConfirmRestorationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[18]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1566,7 @@ func (x *ConfirmRestorationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRestorationRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRestorationRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{18}
+	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ConfirmRestorationRequest) GetListDigest() []byte {
@@ -1497,6 +1583,13 @@ func (x *ConfirmRestorationRequest) GetExcept() []string {
 	return nil
 }
 
+func (x *ConfirmRestorationRequest) GetUnheard() bool {
+	if x != nil {
+		return x.Unheard
+	}
+	return false
+}
+
 type ConfirmRestorationResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *RestorationStatus     `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
@@ -1507,7 +1600,7 @@ type ConfirmRestorationResponse struct {
 
 func (x *ConfirmRestorationResponse) Reset() {
 	*x = ConfirmRestorationResponse{}
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1612,7 @@ func (x *ConfirmRestorationResponse) String() string {
 func (*ConfirmRestorationResponse) ProtoMessage() {}
 
 func (x *ConfirmRestorationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[19]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1625,7 @@ func (x *ConfirmRestorationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRestorationResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmRestorationResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{19}
+	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ConfirmRestorationResponse) GetStatus() *RestorationStatus {
@@ -1557,7 +1650,7 @@ type IntroduceRequest struct {
 
 func (x *IntroduceRequest) Reset() {
 	*x = IntroduceRequest{}
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1662,7 @@ func (x *IntroduceRequest) String() string {
 func (*IntroduceRequest) ProtoMessage() {}
 
 func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[20]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1675,7 @@ func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceRequest.ProtoReflect.Descriptor instead.
 func (*IntroduceRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{20}
+	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{21}
 }
 
 type IntroduceResponse struct {
@@ -1598,7 +1691,7 @@ type IntroduceResponse struct {
 
 func (x *IntroduceResponse) Reset() {
 	*x = IntroduceResponse{}
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1703,7 @@ func (x *IntroduceResponse) String() string {
 func (*IntroduceResponse) ProtoMessage() {}
 
 func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[21]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1716,7 @@ func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceResponse.ProtoReflect.Descriptor instead.
 func (*IntroduceResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{21}
+	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *IntroduceResponse) GetStatement() *RestorationStatement {
@@ -1667,13 +1760,14 @@ type RememberBody struct {
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the restoration
 	Denials       []*Denial              `protobuf:"bytes,3,rep,name=denials,proto3" json:"denials,omitempty"`
+	Last          bool                   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"` // with these the node has told all that it remembers
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RememberBody) Reset() {
 	*x = RememberBody{}
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1779,7 @@ func (x *RememberBody) String() string {
 func (*RememberBody) ProtoMessage() {}
 
 func (x *RememberBody) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[22]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1792,7 @@ func (x *RememberBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberBody.ProtoReflect.Descriptor instead.
 func (*RememberBody) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{22}
+	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RememberBody) GetNodeId() string {
@@ -1722,6 +1816,13 @@ func (x *RememberBody) GetDenials() []*Denial {
 	return nil
 }
 
+func (x *RememberBody) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
 type RememberRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`           // RememberBody, at most 16 KiB
@@ -1732,7 +1833,7 @@ type RememberRequest struct {
 
 func (x *RememberRequest) Reset() {
 	*x = RememberRequest{}
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1845,7 @@ func (x *RememberRequest) String() string {
 func (*RememberRequest) ProtoMessage() {}
 
 func (x *RememberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[23]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1858,7 @@ func (x *RememberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberRequest.ProtoReflect.Descriptor instead.
 func (*RememberRequest) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{23}
+	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RememberRequest) GetBody() []byte {
@@ -1783,7 +1884,7 @@ type RememberResponse struct {
 
 func (x *RememberResponse) Reset() {
 	*x = RememberResponse{}
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +1896,7 @@ func (x *RememberResponse) String() string {
 func (*RememberResponse) ProtoMessage() {}
 
 func (x *RememberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[24]
+	mi := &file_iapmesh_v1_snapshot_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +1909,7 @@ func (x *RememberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberResponse.ProtoReflect.Descriptor instead.
 func (*RememberResponse) Descriptor() ([]byte, []int) {
-	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{24}
+	return file_iapmesh_v1_snapshot_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RememberResponse) GetRevision() *Revision {
@@ -1913,7 +2014,7 @@ const file_iapmesh_v1_snapshot_proto_rawDesc = "" +
 	"\areceipt\x18\x02 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"\x17\n" +
 	"\x15GetRestorationRequest\"O\n" +
 	"\x16GetRestorationResponse\x125\n" +
-	"\x06status\x18\x01 \x01(\v2\x1d.iapmesh.v1.RestorationStatusR\x06status\"\x84\x03\n" +
+	"\x06status\x18\x01 \x01(\v2\x1d.iapmesh.v1.RestorationStatusR\x06status\"\xd2\x03\n" +
 	"\x11RestorationStatus\x129\n" +
 	"\vrestoration\x18\x01 \x01(\v2\x17.iapmesh.v1.RestorationR\vrestoration\x120\n" +
 	"\brevision\x18\x02 \x01(\v2\x14.iapmesh.v1.RevisionR\brevision\x12\x17\n" +
@@ -1924,11 +2025,20 @@ const file_iapmesh_v1_snapshot_proto_rawDesc = "" +
 	"\x05nodes\x18\x06 \x03(\v2\x10.iapmesh.v1.NodeR\x05nodes\x12)\n" +
 	"\x06admins\x18\a \x03(\v2\x11.iapmesh.v1.AdminR\x06admins\x12,\n" +
 	"\arefused\x18\b \x03(\v2\x12.iapmesh.v1.DenialR\arefused\x12\x16\n" +
-	"\x06writes\x18\t \x01(\x04R\x06writes\"T\n" +
+	"\x06writes\x18\t \x01(\x04R\x06writes\x12\x18\n" +
+	"\aunheard\x18\n" +
+	" \x03(\tR\aunheard\x122\n" +
+	"\arevoked\x18\v \x01(\v2\x18.iapmesh.v1.RevokedCountR\arevoked\"f\n" +
+	"\fRevokedCount\x12\x12\n" +
+	"\x04keys\x18\x01 \x01(\rR\x04keys\x12\x14\n" +
+	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x16\n" +
+	"\x06admins\x18\x03 \x01(\rR\x06admins\x12\x14\n" +
+	"\x05users\x18\x04 \x01(\rR\x05users\"n\n" +
 	"\x19ConfirmRestorationRequest\x12\x1f\n" +
 	"\vlist_digest\x18\x01 \x01(\fR\n" +
 	"listDigest\x12\x16\n" +
-	"\x06except\x18\x02 \x03(\tR\x06except\"\x82\x01\n" +
+	"\x06except\x18\x02 \x03(\tR\x06except\x12\x18\n" +
+	"\aunheard\x18\x03 \x01(\bR\aunheard\"\x82\x01\n" +
 	"\x1aConfirmRestorationResponse\x125\n" +
 	"\x06status\x18\x01 \x01(\v2\x1d.iapmesh.v1.RestorationStatusR\x06status\x12-\n" +
 	"\areceipt\x18\x02 \x01(\v2\x13.iapmesh.v1.ReceiptR\areceipt\"\x12\n" +
@@ -1938,11 +2048,12 @@ const file_iapmesh_v1_snapshot_proto_rawDesc = "" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x0e\n" +
 	"\x02by\x18\x03 \x01(\tR\x02by\x122\n" +
 	"\x05phase\x18\x04 \x01(\x0e2\x1c.iapmesh.v1.RestorationPhaseR\x05phase\x12:\n" +
-	"\fcontrol_node\x18\x05 \x01(\v2\x17.iapmesh.v1.ControlNodeR\vcontrolNode\"k\n" +
+	"\fcontrol_node\x18\x05 \x01(\v2\x17.iapmesh.v1.ControlNodeR\vcontrolNode\"\x7f\n" +
 	"\fRememberBody\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12,\n" +
-	"\adenials\x18\x03 \x03(\v2\x12.iapmesh.v1.DenialR\adenials\"C\n" +
+	"\adenials\x18\x03 \x03(\v2\x12.iapmesh.v1.DenialR\adenials\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\"C\n" +
 	"\x0fRememberRequest\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\"D\n" +
@@ -1979,7 +2090,7 @@ func file_iapmesh_v1_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_iapmesh_v1_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_iapmesh_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_iapmesh_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_iapmesh_v1_snapshot_proto_goTypes = []any{
 	(RestorationKind)(0),               // 0: iapmesh.v1.RestorationKind
 	(RestorationPhase)(0),              // 1: iapmesh.v1.RestorationPhase
@@ -2001,45 +2112,46 @@ var file_iapmesh_v1_snapshot_proto_goTypes = []any{
 	(*GetRestorationRequest)(nil),      // 17: iapmesh.v1.GetRestorationRequest
 	(*GetRestorationResponse)(nil),     // 18: iapmesh.v1.GetRestorationResponse
 	(*RestorationStatus)(nil),          // 19: iapmesh.v1.RestorationStatus
-	(*ConfirmRestorationRequest)(nil),  // 20: iapmesh.v1.ConfirmRestorationRequest
-	(*ConfirmRestorationResponse)(nil), // 21: iapmesh.v1.ConfirmRestorationResponse
-	(*IntroduceRequest)(nil),           // 22: iapmesh.v1.IntroduceRequest
-	(*IntroduceResponse)(nil),          // 23: iapmesh.v1.IntroduceResponse
-	(*RememberBody)(nil),               // 24: iapmesh.v1.RememberBody
-	(*RememberRequest)(nil),            // 25: iapmesh.v1.RememberRequest
-	(*RememberResponse)(nil),           // 26: iapmesh.v1.RememberResponse
-	(*Revision)(nil),                   // 27: iapmesh.v1.Revision
-	(*timestamppb.Timestamp)(nil),      // 28: google.protobuf.Timestamp
-	(KeyState)(0),                      // 29: iapmesh.v1.KeyState
-	(NodeState)(0),                     // 30: iapmesh.v1.NodeState
-	(*Entry)(nil),                      // 31: iapmesh.v1.Entry
-	(*Receipt)(nil),                    // 32: iapmesh.v1.Receipt
-	(*ProvisioningKey)(nil),            // 33: iapmesh.v1.ProvisioningKey
-	(*Node)(nil),                       // 34: iapmesh.v1.Node
-	(*Admin)(nil),                      // 35: iapmesh.v1.Admin
-	(*ControlNode)(nil),                // 36: iapmesh.v1.ControlNode
+	(*RevokedCount)(nil),               // 20: iapmesh.v1.RevokedCount
+	(*ConfirmRestorationRequest)(nil),  // 21: iapmesh.v1.ConfirmRestorationRequest
+	(*ConfirmRestorationResponse)(nil), // 22: iapmesh.v1.ConfirmRestorationResponse
+	(*IntroduceRequest)(nil),           // 23: iapmesh.v1.IntroduceRequest
+	(*IntroduceResponse)(nil),          // 24: iapmesh.v1.IntroduceResponse
+	(*RememberBody)(nil),               // 25: iapmesh.v1.RememberBody
+	(*RememberRequest)(nil),            // 26: iapmesh.v1.RememberRequest
+	(*RememberResponse)(nil),           // 27: iapmesh.v1.RememberResponse
+	(*Revision)(nil),                   // 28: iapmesh.v1.Revision
+	(*timestamppb.Timestamp)(nil),      // 29: google.protobuf.Timestamp
+	(KeyState)(0),                      // 30: iapmesh.v1.KeyState
+	(NodeState)(0),                     // 31: iapmesh.v1.NodeState
+	(*Entry)(nil),                      // 32: iapmesh.v1.Entry
+	(*Receipt)(nil),                    // 33: iapmesh.v1.Receipt
+	(*ProvisioningKey)(nil),            // 34: iapmesh.v1.ProvisioningKey
+	(*Node)(nil),                       // 35: iapmesh.v1.Node
+	(*Admin)(nil),                      // 36: iapmesh.v1.Admin
+	(*ControlNode)(nil),                // 37: iapmesh.v1.ControlNode
 }
 var file_iapmesh_v1_snapshot_proto_depIdxs = []int32{
 	0,  // 0: iapmesh.v1.RestorationStatement.kind:type_name -> iapmesh.v1.RestorationKind
-	27, // 1: iapmesh.v1.RestorationStatement.snapshot_revision:type_name -> iapmesh.v1.Revision
-	28, // 2: iapmesh.v1.RestorationStatement.snapshot_time:type_name -> google.protobuf.Timestamp
-	28, // 3: iapmesh.v1.RestorationStatement.time:type_name -> google.protobuf.Timestamp
+	28, // 1: iapmesh.v1.RestorationStatement.snapshot_revision:type_name -> iapmesh.v1.Revision
+	29, // 2: iapmesh.v1.RestorationStatement.snapshot_time:type_name -> google.protobuf.Timestamp
+	29, // 3: iapmesh.v1.RestorationStatement.time:type_name -> google.protobuf.Timestamp
 	2,  // 4: iapmesh.v1.Restoration.statement:type_name -> iapmesh.v1.RestorationStatement
 	1,  // 5: iapmesh.v1.Restoration.phase:type_name -> iapmesh.v1.RestorationPhase
-	27, // 6: iapmesh.v1.Restoration.sessions_from:type_name -> iapmesh.v1.Revision
+	28, // 6: iapmesh.v1.Restoration.sessions_from:type_name -> iapmesh.v1.Revision
 	4,  // 7: iapmesh.v1.Restoration.keys:type_name -> iapmesh.v1.HeldKey
 	5,  // 8: iapmesh.v1.Restoration.nodes:type_name -> iapmesh.v1.HeldNode
 	6,  // 9: iapmesh.v1.Restoration.refused:type_name -> iapmesh.v1.Denial
-	29, // 10: iapmesh.v1.HeldKey.state:type_name -> iapmesh.v1.KeyState
-	30, // 11: iapmesh.v1.HeldNode.state:type_name -> iapmesh.v1.NodeState
-	28, // 12: iapmesh.v1.Denial.at:type_name -> google.protobuf.Timestamp
+	30, // 10: iapmesh.v1.HeldKey.state:type_name -> iapmesh.v1.KeyState
+	31, // 11: iapmesh.v1.HeldNode.state:type_name -> iapmesh.v1.NodeState
+	29, // 12: iapmesh.v1.Denial.at:type_name -> google.protobuf.Timestamp
 	9,  // 13: iapmesh.v1.SaveResponse.header:type_name -> iapmesh.v1.SnapshotHeader
 	11, // 14: iapmesh.v1.SaveResponse.entries:type_name -> iapmesh.v1.SnapshotEntries
 	12, // 15: iapmesh.v1.SaveResponse.trailer:type_name -> iapmesh.v1.SnapshotTrailer
-	27, // 16: iapmesh.v1.SnapshotHeader.revision:type_name -> iapmesh.v1.Revision
-	28, // 17: iapmesh.v1.SnapshotHeader.time:type_name -> google.protobuf.Timestamp
+	28, // 16: iapmesh.v1.SnapshotHeader.revision:type_name -> iapmesh.v1.Revision
+	29, // 17: iapmesh.v1.SnapshotHeader.time:type_name -> google.protobuf.Timestamp
 	10, // 18: iapmesh.v1.SnapshotHeader.audiences:type_name -> iapmesh.v1.AudienceWrap
-	31, // 19: iapmesh.v1.SnapshotEntries.entries:type_name -> iapmesh.v1.Entry
+	32, // 19: iapmesh.v1.SnapshotEntries.entries:type_name -> iapmesh.v1.Entry
 	14, // 20: iapmesh.v1.RestoreRequest.begin:type_name -> iapmesh.v1.RestoreBegin
 	11, // 21: iapmesh.v1.RestoreRequest.entries:type_name -> iapmesh.v1.SnapshotEntries
 	15, // 22: iapmesh.v1.RestoreRequest.end:type_name -> iapmesh.v1.RestoreEnd
@@ -2048,38 +2160,39 @@ var file_iapmesh_v1_snapshot_proto_depIdxs = []int32{
 	6,  // 25: iapmesh.v1.RestoreBegin.remembered:type_name -> iapmesh.v1.Denial
 	12, // 26: iapmesh.v1.RestoreEnd.trailer:type_name -> iapmesh.v1.SnapshotTrailer
 	19, // 27: iapmesh.v1.RestoreResponse.status:type_name -> iapmesh.v1.RestorationStatus
-	32, // 28: iapmesh.v1.RestoreResponse.receipt:type_name -> iapmesh.v1.Receipt
+	33, // 28: iapmesh.v1.RestoreResponse.receipt:type_name -> iapmesh.v1.Receipt
 	19, // 29: iapmesh.v1.GetRestorationResponse.status:type_name -> iapmesh.v1.RestorationStatus
 	3,  // 30: iapmesh.v1.RestorationStatus.restoration:type_name -> iapmesh.v1.Restoration
-	27, // 31: iapmesh.v1.RestorationStatus.revision:type_name -> iapmesh.v1.Revision
-	33, // 32: iapmesh.v1.RestorationStatus.keys:type_name -> iapmesh.v1.ProvisioningKey
-	34, // 33: iapmesh.v1.RestorationStatus.nodes:type_name -> iapmesh.v1.Node
-	35, // 34: iapmesh.v1.RestorationStatus.admins:type_name -> iapmesh.v1.Admin
+	28, // 31: iapmesh.v1.RestorationStatus.revision:type_name -> iapmesh.v1.Revision
+	34, // 32: iapmesh.v1.RestorationStatus.keys:type_name -> iapmesh.v1.ProvisioningKey
+	35, // 33: iapmesh.v1.RestorationStatus.nodes:type_name -> iapmesh.v1.Node
+	36, // 34: iapmesh.v1.RestorationStatus.admins:type_name -> iapmesh.v1.Admin
 	6,  // 35: iapmesh.v1.RestorationStatus.refused:type_name -> iapmesh.v1.Denial
-	19, // 36: iapmesh.v1.ConfirmRestorationResponse.status:type_name -> iapmesh.v1.RestorationStatus
-	32, // 37: iapmesh.v1.ConfirmRestorationResponse.receipt:type_name -> iapmesh.v1.Receipt
-	2,  // 38: iapmesh.v1.IntroduceResponse.statement:type_name -> iapmesh.v1.RestorationStatement
-	1,  // 39: iapmesh.v1.IntroduceResponse.phase:type_name -> iapmesh.v1.RestorationPhase
-	36, // 40: iapmesh.v1.IntroduceResponse.control_node:type_name -> iapmesh.v1.ControlNode
-	6,  // 41: iapmesh.v1.RememberBody.denials:type_name -> iapmesh.v1.Denial
-	27, // 42: iapmesh.v1.RememberResponse.revision:type_name -> iapmesh.v1.Revision
-	7,  // 43: iapmesh.v1.SnapshotService.Save:input_type -> iapmesh.v1.SaveRequest
-	13, // 44: iapmesh.v1.SnapshotService.Restore:input_type -> iapmesh.v1.RestoreRequest
-	17, // 45: iapmesh.v1.SnapshotService.GetRestoration:input_type -> iapmesh.v1.GetRestorationRequest
-	20, // 46: iapmesh.v1.SnapshotService.ConfirmRestoration:input_type -> iapmesh.v1.ConfirmRestorationRequest
-	22, // 47: iapmesh.v1.RestorationService.Introduce:input_type -> iapmesh.v1.IntroduceRequest
-	25, // 48: iapmesh.v1.RestorationService.Remember:input_type -> iapmesh.v1.RememberRequest
-	8,  // 49: iapmesh.v1.SnapshotService.Save:output_type -> iapmesh.v1.SaveResponse
-	16, // 50: iapmesh.v1.SnapshotService.Restore:output_type -> iapmesh.v1.RestoreResponse
-	18, // 51: iapmesh.v1.SnapshotService.GetRestoration:output_type -> iapmesh.v1.GetRestorationResponse
-	21, // 52: iapmesh.v1.SnapshotService.ConfirmRestoration:output_type -> iapmesh.v1.ConfirmRestorationResponse
-	23, // 53: iapmesh.v1.RestorationService.Introduce:output_type -> iapmesh.v1.IntroduceResponse
-	26, // 54: iapmesh.v1.RestorationService.Remember:output_type -> iapmesh.v1.RememberResponse
-	49, // [49:55] is the sub-list for method output_type
-	43, // [43:49] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	20, // 36: iapmesh.v1.RestorationStatus.revoked:type_name -> iapmesh.v1.RevokedCount
+	19, // 37: iapmesh.v1.ConfirmRestorationResponse.status:type_name -> iapmesh.v1.RestorationStatus
+	33, // 38: iapmesh.v1.ConfirmRestorationResponse.receipt:type_name -> iapmesh.v1.Receipt
+	2,  // 39: iapmesh.v1.IntroduceResponse.statement:type_name -> iapmesh.v1.RestorationStatement
+	1,  // 40: iapmesh.v1.IntroduceResponse.phase:type_name -> iapmesh.v1.RestorationPhase
+	37, // 41: iapmesh.v1.IntroduceResponse.control_node:type_name -> iapmesh.v1.ControlNode
+	6,  // 42: iapmesh.v1.RememberBody.denials:type_name -> iapmesh.v1.Denial
+	28, // 43: iapmesh.v1.RememberResponse.revision:type_name -> iapmesh.v1.Revision
+	7,  // 44: iapmesh.v1.SnapshotService.Save:input_type -> iapmesh.v1.SaveRequest
+	13, // 45: iapmesh.v1.SnapshotService.Restore:input_type -> iapmesh.v1.RestoreRequest
+	17, // 46: iapmesh.v1.SnapshotService.GetRestoration:input_type -> iapmesh.v1.GetRestorationRequest
+	21, // 47: iapmesh.v1.SnapshotService.ConfirmRestoration:input_type -> iapmesh.v1.ConfirmRestorationRequest
+	23, // 48: iapmesh.v1.RestorationService.Introduce:input_type -> iapmesh.v1.IntroduceRequest
+	26, // 49: iapmesh.v1.RestorationService.Remember:input_type -> iapmesh.v1.RememberRequest
+	8,  // 50: iapmesh.v1.SnapshotService.Save:output_type -> iapmesh.v1.SaveResponse
+	16, // 51: iapmesh.v1.SnapshotService.Restore:output_type -> iapmesh.v1.RestoreResponse
+	18, // 52: iapmesh.v1.SnapshotService.GetRestoration:output_type -> iapmesh.v1.GetRestorationResponse
+	22, // 53: iapmesh.v1.SnapshotService.ConfirmRestoration:output_type -> iapmesh.v1.ConfirmRestorationResponse
+	24, // 54: iapmesh.v1.RestorationService.Introduce:output_type -> iapmesh.v1.IntroduceResponse
+	27, // 55: iapmesh.v1.RestorationService.Remember:output_type -> iapmesh.v1.RememberResponse
+	50, // [50:56] is the sub-list for method output_type
+	44, // [44:50] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_iapmesh_v1_snapshot_proto_init() }
@@ -2106,7 +2219,7 @@ func file_iapmesh_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_iapmesh_v1_snapshot_proto_rawDesc), len(file_iapmesh_v1_snapshot_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -47,13 +47,13 @@ start() {
   # Detached from every descriptor of Terraform's, or apply would wait for the node to end.
   setsid "$NODE_BINARY" node "${args[@]}" </dev/null >>"$log_file" 2>&1 &
   echo $! >"$pid_file"
-  for _ in $(seq 1 300); do
+  for _ in $(seq 1 900); do
     running || { tail -n 5 "$log_file" >&2; die "ended at once: see $log_file"; }
     if ready 2>/dev/null; then say "ready"; return; fi
     sleep 0.1
   done
   tail -n 5 "$log_file" >&2
-  die "not ready after 30 s: see $log_file"
+  die "not ready after 90 s: see $log_file"
 }
 
 stop() {

@@ -23,7 +23,7 @@ resource "terraform_data" "status" {
   provisioner "local-exec" {
     interpreter = ["/bin/bash", "-c"]
     command     = <<-EOT
-      for _ in $(seq 1 100); do
+      for _ in $(seq 1 300); do
         live=$("$BIN" --profile "$PROFILE" status -o json | grep -c '"live": *true' || true)
         if [ "$live" = "$WANT" ]; then exit 0; fi
         sleep 0.2
