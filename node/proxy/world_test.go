@@ -161,7 +161,25 @@ func newWorld(t testing.TB, o options) *world {
 		w.server.Start()
 	}
 	t.Cleanup(w.server.Close)
+	if o.http2 {
+		w.connect()
+	}
 	return w
+}
+
+// connect opens the connection that the test's requests share. A server gives up on one whose first frame takes two seconds, which a busy
+// machine may let pass: a request of the test's would end with it.
+func (w *world) connect() {
+	w.t.Helper()
+	var err error
+	for range 10 {
+		var res *http.Response
+		if res, err = w.server.Client().Transport.RoundTrip(w.request(http.MethodGet, "nothing.example.com", "/", nil)); err == nil {
+			res.Body.Close()
+			return
+		}
+	}
+	w.t.Fatal(err)
 }
 
 // run runs f until the test is over.
