@@ -41,7 +41,7 @@ func BenchmarkRevocationRefused(b *testing.B) {
 					first := sync.OnceFunc(asking.Done)
 					defer first()
 					for deadline := time.Now().Add(nodetest.Patience); time.Now().Before(deadline); {
-						status := ask(ana, region)
+						status := ana.Poll(region, nodetest.EchoHost, "/hello")
 						first()
 						if status == http.StatusUnauthorized {
 							refused[i] = time.Now()
@@ -169,7 +169,7 @@ func BenchmarkJoin(b *testing.B) {
 			}
 			start := time.Now()
 			edge := mesh.AddNode(fmt.Sprint("edge-", joined), "proxy")
-			for status := 0; status != http.StatusOK; status = ask(ana, edge) {
+			for status := 0; status != http.StatusOK; status = ana.Poll(edge, nodetest.EchoHost, "/hello") {
 				if time.Since(start) > nodetest.Patience {
 					b.Fatalf("the node that joined answers %d", status)
 				}
@@ -215,14 +215,6 @@ func BenchmarkLeaderLost(b *testing.B) {
 		milliseconds(b, "written", all)
 	}
 	load(b)
-}
-
-// ask makes one request with the session and returns its status.
-func ask(s *nodetest.Session, r *nodetest.Region) int {
-	resp := s.Get(r, nodetest.EchoHost, "/hello")
-	_, _ = io.Copy(io.Discard, resp.Body) // so that the connection is used again
-	resp.Body.Close()
-	return resp.StatusCode
 }
 
 // meshAdmin is an administrator whose connections stand before the clock runs.

@@ -118,7 +118,7 @@ func TestANodeThatWasQuarantinedWhileItWasCutOffServesNobodyOnceItIsBack(t *test
 	edge.Serves(ana, http.StatusOK) // it cannot know
 	mesh.Heal("edge")
 	mesh.Eventually("it serves nobody", func() bool {
-		return ana.Get(edge, nodetest.EchoHost, "/whoami").StatusCode == http.StatusMisdirectedRequest
+		return ana.Poll(edge, nodetest.EchoHost, "/whoami") == http.StatusMisdirectedRequest
 	})
 	select {
 	case <-stream:

@@ -103,7 +103,7 @@ func TestARestoreNeverUnrevokes(t *testing.T) {
 	}
 	closed(t, mesh, control, ana, bob)
 	mesh.Eventually("loyal-1, which is quarantined, serves nobody", func() bool {
-		return ana.Get(mesh.In("loyal"), nodetest.EchoHost, "/whoami").StatusCode >= 400 && mesh.In("loyal").Visit(nodetest.EchoHost, "/whoami").StatusCode >= 400
+		return ana.Poll(mesh.In("loyal"), nodetest.EchoHost, "/whoami") >= 400 && mesh.In("loyal").Visit(nodetest.EchoHost, "/whoami").StatusCode >= 400
 	})
 	if err := mesh.TryJoin("late-1", "thief"); err == nil {
 		t.Error("a node joins by a revoked key")

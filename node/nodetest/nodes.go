@@ -262,16 +262,18 @@ func (r *Region) Status(token, host, path string) (status int) {
 }
 
 func (r *Region) status(token, host, path string) int {
-	m := r.mesh
-	m.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL(host, path), nil)
-	m.must("make a request", err)
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("Cookie", "__Host-iapmesh_session="+token)
-	resp, err := m.world.browser().Client.Do(req)
-	m.must("request "+r.URL(host, path), err)
-	resp.Body.Close()
-	return resp.StatusCode
+	r.mesh.t.Helper()
+	return r.browse("request "+host+path, func(ctx context.Context) (*http.Response, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL(host, path), nil)
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Accept", "application/json")
+		req.Header.Set("Cookie", "__Host-iapmesh_session="+token)
+		resp, err := r.mesh.world.browser().Client.Do(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return resp, err
+	}).StatusCode
 }

@@ -140,25 +140,22 @@ func (m *Mesh) Block(subject string) {
 // Visit is what a new browser gets when it navigates to a page of a host.
 func (r *Region) Visit(host, path string) *http.Response {
 	r.mesh.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	defer cancel()
-	resp, err := r.mesh.world.browser().Get(ctx, r.URL(host, path))
-	r.mesh.must("visit "+r.URL(host, path), err)
-	return resp
+	return r.browse("visit "+host+path, func(ctx context.Context) (*http.Response, error) {
+		return r.mesh.world.browser().Get(ctx, r.URL(host, path))
+	})
 }
 
 // TrySignIn signs a user in by the browser and returns where it ended; status 0 if the way there led in circles, as when the session
 // that was just made counts no more.
 func (r *Region) TrySignIn(user string) *http.Response {
 	r.mesh.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	defer cancel()
-	resp, err := r.mesh.world.browser().SignIn(ctx, r.URL(EchoHost, "/whoami"), user, r.mesh.world.password(user))
-	if fault.Is(err, fault.Unauthenticated) {
-		return &http.Response{Header: http.Header{}}
-	}
-	r.mesh.must("sign in as "+user+" in "+r.Name, err)
-	return resp
+	return r.browse("sign in as "+user, func(ctx context.Context) (*http.Response, error) {
+		resp, err := r.mesh.world.browser().SignIn(ctx, r.URL(EchoHost, "/whoami"), user, r.mesh.world.password(user))
+		if fault.Is(err, fault.Unauthenticated) {
+			return &http.Response{Header: http.Header{}}, nil
+		}
+		return resp, err
+	})
 }
 
 // TryJoin lets a new proxy ask to join by the key in a file of the mesh's directory until it has an answer, and says which: it is admitted,

@@ -11,10 +11,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"testing/iotest"
 	"time"
 
 	"github.com/iapmesh/iapmesh/internal/dev"
 	"github.com/iapmesh/iapmesh/internal/dev/app"
+	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/node"
 )
 
@@ -109,11 +111,9 @@ func (r *Region) signIn(user, host string) (*Session, app.Echo) {
 	s.reconnect(r)
 	var resp *http.Response
 	await(unhurried, func() bool {
-		ctx, cancel := context.WithTimeout(context.Background(), Patience)
-		defer cancel()
-		var err error
-		resp, err = s.browser.SignIn(ctx, r.URL(host, "/whoami"), user, m.world.password(user))
-		m.must("sign in as "+user+" in "+r.Name, err)
+		resp = r.browse("sign in as "+user, func(ctx context.Context) (*http.Response, error) {
+			return s.browser.SignIn(ctx, r.URL(host, "/whoami"), user, m.world.password(user))
+		})
 		s.note(r, resp)
 		return resp.StatusCode != http.StatusServiceUnavailable // by which a node says that it cannot now, as where its disk is slow or its view old
 	})
@@ -122,6 +122,26 @@ func (r *Region) signIn(user, host string) (*Session, app.Echo) {
 		m.t.Fatalf("sign in as %s in %s: %s at %s: %.300s", user, r.Name, resp.Status, resp.Request.URL, body)
 	}
 	return s, decodeEcho(m, resp)
+}
+
+// browse lets a browser make its way to an answer, from the beginning again where a connection was lost.
+func (r *Region) browse(what string, f func(context.Context) (*http.Response, error)) (resp *http.Response) {
+	r.mesh.t.Helper()
+	var err error
+	await(unhurried, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), Patience)
+		defer cancel()
+		resp, err = f(ctx)
+		return !lost(err)
+	})
+	r.mesh.must(what+" in "+r.Name, err)
+	return resp
+}
+
+// lost reports whether a connection was lost, as where a server gives up on one whose first frame takes two seconds. A single answer that is
+// cut off is another thing, and so is what the browser itself refuses.
+func lost(err error) bool {
+	return fault.Is(err, fault.Internal) && !strings.Contains(err.Error(), "stream error")
 }
 
 func decodeEcho(m *Mesh, resp *http.Response) app.Echo {
@@ -135,23 +155,33 @@ func decodeEcho(m *Mesh, resp *http.Response) app.Echo {
 	return echo
 }
 
-// Get makes a program's request with the session's cookies: it is told 401, and never sent to sign in. It is made again where the disk took
-// longer for the decision's record than the node waits for it.
+// Get makes a program's request with the session's cookies: it is told 401, and never sent to sign in. It is made again where a connection
+// was lost, or the disk took longer for the decision's record than the node waits for it.
 func (s *Session) Get(r *Region, host, path string) (resp *http.Response) {
 	s.mesh.t.Helper()
+	var err error
 	await(unhurried, func() bool {
-		var err error
 		resp, err = s.Try(r, host, path)
-		s.mesh.must("request "+r.URL(host, path), err)
-		return code(resp) != "not_recorded"
+		return !lost(err) && (err != nil || code(resp) != "not_recorded")
 	})
+	s.mesh.must("request "+r.URL(host, path), err)
 	return resp
 }
 
 // code is which answer of its own the node has given; empty: none.
 func code(resp *http.Response) string { return resp.Header.Get("X-Iapmesh-Response") }
 
-// Try is Get where nobody may answer, and made once. The answer's body is in memory.
+// Poll is Get while what the answer stands on is about to change: it returns 0 where the mesh has cut off what it had begun to answer.
+func (s *Session) Poll(r *Region, host, path string) (status int) {
+	s.mesh.t.Helper()
+	resp, err := s.Try(r, host, path)
+	if err != nil {
+		return 0
+	}
+	return resp.StatusCode
+}
+
+// Try is Get where nobody may answer, and made once. The answer's body, as far as it came, is in memory.
 func (s *Session) Try(r *Region, host, path string) (*http.Response, error) {
 	s.mesh.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
@@ -162,8 +192,12 @@ func (s *Session) Try(r *Region, host, path string) (*http.Response, error) {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return resp, err
+	whole := io.Reader(bytes.NewReader(body))
+	if err != nil {
+		whole = io.MultiReader(whole, iotest.ErrReader(err))
+	}
+	resp.Body = io.NopCloser(whole)
+	return resp, nil
 }
 
 func (s *Session) do(ctx context.Context, r *Region, host, path string) (*http.Response, error) {
@@ -221,7 +255,7 @@ func (r *Region) Verifies(s *Session) app.Echo {
 func (r *Region) EventuallyRefuses(s *Session) {
 	r.mesh.t.Helper()
 	r.mesh.Eventually(r.Name+" refuses "+s.User, func() bool {
-		return s.Get(r, EchoHost, "/whoami").StatusCode == http.StatusUnauthorized
+		return s.Poll(r, EchoHost, "/whoami") == http.StatusUnauthorized
 	})
 }
 
@@ -252,6 +286,9 @@ func (r *Region) Stream(s *Session) <-chan struct{} {
 	await(unhurried, func() bool {
 		var err error
 		resp, err = s.do(ctx, r, EchoHost, "/sse?interval=20ms")
+		if lost(err) && ctx.Err() == nil {
+			return false
+		}
 		r.mesh.must("open the event stream", err)
 		if code(resp) == "" {
 			return true
