@@ -46,7 +46,7 @@ race: ## the same under the race detector; needs a C compiler
 
 .PHONY: e2e
 e2e: build ## real binaries, a browser, Terraform; skips what this machine lacks, under CI=true fails instead
-	CGO_ENABLED=0 IAPMESH_BIN=$(CURDIR)/bin/iapmesh go test -count=1 $(ARGS) ./e2e/...
+	CGO_ENABLED=0 IAPMESH_BIN=$(CURDIR)/bin/iapmesh go test -count=1 -timeout 20m $(ARGS) ./e2e/...
 
 # A pipe fails where any part of it fails.
 fuzz bench: SHELL := /bin/bash

@@ -132,7 +132,7 @@ func (c *cli) issueKey(ctx context.Context, req *iapmeshv1.IssueKeyRequest, out 
 		}
 	}
 	if err != nil {
-		return c.keyRefused(file, secret, err)
+		return c.keyRefused(ctx, file, secret, err)
 	}
 	err = c.handOver(secret, file, resp, func(t *table) {
 		t.line("issued %s", keyLine(resp.Key))
@@ -196,9 +196,18 @@ func (c *cli) newKey(out string) (keyring.ProvisioningSecret, *secretFile, error
 	return secret, file, nil
 }
 
-// keyRefused takes the key's file away again, unless the mesh may have taken the key after all.
-func (c *cli) keyRefused(file *secretFile, secret keyring.ProvisioningSecret, err error) error {
-	if file == nil || !fault.Is(err, fault.Unavailable) {
+// keyRefused takes the key's file away again, unless the mesh has taken the key, or may have: a refusal may be of the second try, and the
+// first has succeeded.
+func (c *cli) keyRefused(ctx context.Context, file *secretFile, secret keyring.ProvisioningSecret, err error) error {
+	if file == nil {
+		return err
+	}
+	if !fault.Is(err, fault.Unavailable) {
+		if fault.Is(err, fault.Conflict) {
+			if _, getErr := c.getKey(ctx, secret.ID()); getErr == nil {
+				return hint(err, "Yet the mesh has taken key %s, by an answer that was lost; its file is kept. Look with: iapmesh key show %s", secret.ID(), secret.ID())
+			}
+		}
 		file.discard()
 		return err
 	}

@@ -120,7 +120,7 @@ func (c *cli) rotateKey(ctx context.Context, req *iapmeshv1.RotateKeyRequest, ou
 	req.SuccessorPublicKey = secret.PublicKey()
 	resp, err := unary(ctx, c, iapmeshv1.NewKeyServiceClient, iapmeshv1.KeyServiceClient.RotateKey, req)
 	if err != nil {
-		return unknownKey(c.keyRefused(file, secret, err))
+		return unknownKey(c.keyRefused(ctx, file, secret, err))
 	}
 	err = c.handOver(secret, file, resp, func(t *table) { rotatedLines(t, resp) })
 	if err == nil { // not before the key is in safe hands: a wait may be interrupted
