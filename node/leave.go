@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/iapmesh/iapmesh/cluster/enroll"
 	"github.com/iapmesh/iapmesh/cluster/peer"
 	"github.com/iapmesh/iapmesh/internal/fault"
 	"github.com/iapmesh/iapmesh/internal/revision"
@@ -18,7 +20,7 @@ import (
 	iapmeshv1 "github.com/iapmesh/iapmesh/proto/iapmesh/v1"
 )
 
-// Left is who has left, and from which revision on nobody trusts it.
+// Left is who has left, and from which revision on nobody trusts it: zero if it had left before, or the answer that said so was lost.
 type Left struct {
 	NodeID   string
 	Name     string
@@ -26,9 +28,12 @@ type Left struct {
 	Revision revision.Revision
 }
 
+// askedAgain is after how long without an answer a node that leaves asks whether it has left already: whoever has is spoken to no more.
+const askedAgain = 3 * time.Second
+
 // Leave makes a node that is stopped depart from its mesh, for good, at its own word: the identity in the data directory asks the
 // leader. Of c, DataDir and Seal count. The directory stays as it is. Invalid: it holds no identity that has enrolled. Conflict: the
-// node still runs. Denied: the mesh would lose its quorum. Unavailable: no leader answered until ctx ended.
+// node still runs. Denied: the mesh would lose its quorum, or has revoked the node. Unavailable: no leader answered until ctx ended.
 func Leave(ctx context.Context, c Config, env Env) (*Left, error) {
 	if env.Logger == nil {
 		env.Logger = slog.New(slog.DiscardHandler)
@@ -55,15 +60,47 @@ func Leave(ctx context.Context, c Config, env Env) (*Left, error) {
 	nobody := func() (id, address string) { return "", "" }
 	way := &link{dialer: dialer, source: new(state.Source), known: id.public.ControlNodes, hint: nobody, logger: env.Logger}
 	defer way.close()
-	var answer *iapmeshv1.LeaveResponse
-	err = way.call(ctx, "leave the mesh", func(ctx context.Context, m iapmeshv1.MeshServiceClient, o ...grpc.CallOption) (err error) {
-		answer, err = m.Leave(ctx, &iapmeshv1.LeaveRequest{}, o...)
-		return err
-	})
-	if err != nil {
-		return nil, err
+	left := &Left{NodeID: id.public.NodeID, Name: id.public.Name, MeshID: id.public.MeshID}
+	for {
+		attempt, cancel := context.WithTimeout(ctx, askedAgain)
+		err := way.call(attempt, "leave the mesh", func(ctx context.Context, m iapmeshv1.MeshServiceClient, o ...grpc.CallOption) error {
+			answer, err := m.Leave(ctx, &iapmeshv1.LeaveRequest{}, o...)
+			left.Revision = state.RevisionOf(answer.GetRevision())
+			return err
+		})
+		cancel()
+		switch {
+		case err == nil:
+			return left, nil
+		case !fault.Is(err, fault.Unavailable):
+			return nil, err
+		}
+		switch st := id.standing(ctx, dialer); st.GetState() {
+		case iapmeshv1.NodeState_NODE_STATE_DEPARTED:
+			return left, nil
+		case iapmeshv1.NodeState_NODE_STATE_REVOKED:
+			return nil, fault.New(fault.Denied, "leave the mesh: node %s was revoked at %s", left.NodeID, state.Time(st.GetSince()).UTC().Format(time.RFC3339))
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
 	}
-	return &Left{NodeID: id.public.NodeID, Name: id.public.Name, MeshID: id.public.MeshID, Revision: state.RevisionOf(answer.Revision)}, nil
+}
+
+// standing is what the first control node that answers says of this node; nil if none does.
+func (id *identity) standing(ctx context.Context, dialer *peer.Dialer) *iapmeshv1.StandingResponse {
+	for _, c := range id.public.ControlNodes {
+		conn, err := dialer.Dial(ctx, peer.ProtoJoin, c.NodeID, c.Address)
+		if err != nil {
+			continue
+		}
+		st, err := enroll.Standing(ctx, conn, id.public.NodeID, id.nodeKey())
+		_ = conn.Close()
+		if err == nil {
+			return st
+		}
+	}
+	return nil
 }
 
 // dialer connects as this identity, by the roots that it knows: there is no view.

@@ -15,7 +15,8 @@ func newLeaveCommand(c *cli) *cobra.Command {
 		Use: "leave", Short: "Let this machine's node, which is stopped, leave its mesh for good",
 		Long: `Let the node whose data directory is here leave its mesh for good: it is departed at once, its place under its key is free, and
 its name may be given to another. Sessions that it signed stay good until they end. Stop it first. The data directory stays; it
-is of no more use, and holds keys: destroy it. The node needs no administrator for this; from elsewhere: iapmesh revoke node.`,
+is of no more use, and holds keys: destroy it. Who has left already is told so. The node needs no administrator for this; from
+elsewhere: iapmesh revoke node.`,
 		Example: `  iapmesh leave --data-dir /var/lib/iapmesh
   iapmesh leave --config /etc/iapmesh/node.yaml --timeout 1m`,
 		Args: exactArgs(),
@@ -43,7 +44,7 @@ type left struct {
 	Node     string `json:"node"`
 	Name     string `json:"name"`
 	Mesh     string `json:"mesh"`
-	Revision string `json:"revision"`
+	Revision string `json:"revision,omitempty"` // empty: it had left already
 }
 
 func (c *cli) leave(ctx context.Context, config node.Config) error {
@@ -53,13 +54,20 @@ func (c *cli) leave(ctx context.Context, config node.Config) error {
 	gone, err := node.Leave(ctx, config, node.Env{})
 	waiting.stop()
 	if fault.Is(err, fault.Unavailable) {
-		return hint(err, "Check that control nodes run and can be reached, then repeat; --timeout waits longer. They do not answer a node that has left.")
+		return hint(err, "Check that control nodes run and can be reached, then repeat; --timeout waits longer.")
 	}
 	if err != nil {
 		return err
 	}
-	out := left{Node: gone.NodeID, Name: gone.Name, Mesh: gone.MeshID, Revision: gone.Revision.String()}
+	out := left{Node: gone.NodeID, Name: gone.Name, Mesh: gone.MeshID}
+	if !gone.Revision.IsZero() {
+		out.Revision = gone.Revision.String()
+	}
 	return c.printValue(out, func(t *table) {
+		if out.Revision == "" {
+			t.line("node %s (%s) has left mesh %s already", out.Name, out.Node, out.Mesh)
+			return
+		}
 		t.line("node %s (%s) has left mesh %s, at revision %s", out.Name, out.Node, out.Mesh, out.Revision)
 	})
 }

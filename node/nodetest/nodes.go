@@ -255,25 +255,21 @@ func (r *Region) Running() bool {
 func (r *Region) Status(token, host, path string) (status int) {
 	r.mesh.t.Helper()
 	await(unhurried, func() bool {
-		status = r.status(token, host, path)
-		return status != http.StatusServiceUnavailable
+		resp := r.browse("request "+host+path, func(ctx context.Context) (*http.Response, error) {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL(host, path), nil)
+			if err != nil {
+				return nil, err
+			}
+			req.Header.Set("Accept", "application/json")
+			req.Header.Set("Cookie", "__Host-iapmesh_session="+token)
+			resp, err := r.mesh.world.browser().Client.Do(req)
+			if err == nil {
+				resp.Body.Close()
+			}
+			return resp, err
+		})
+		status = resp.StatusCode
+		return status != http.StatusServiceUnavailable && !late(resp)
 	})
 	return status
-}
-
-func (r *Region) status(token, host, path string) int {
-	r.mesh.t.Helper()
-	return r.browse("request "+host+path, func(ctx context.Context) (*http.Response, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL(host, path), nil)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("Accept", "application/json")
-		req.Header.Set("Cookie", "__Host-iapmesh_session="+token)
-		resp, err := r.mesh.world.browser().Client.Do(req)
-		if err == nil {
-			resp.Body.Close()
-		}
-		return resp, err
-	}).StatusCode
 }

@@ -115,7 +115,7 @@ func (r *Region) signIn(user, host string) (*Session, app.Echo) {
 			return s.browser.SignIn(ctx, r.URL(host, "/whoami"), user, m.world.password(user))
 		})
 		s.note(r, resp)
-		return resp.StatusCode != http.StatusServiceUnavailable // by which a node says that it cannot now, as where its disk is slow or its view old
+		return resp.StatusCode != http.StatusServiceUnavailable && !late(resp) // by which a node says that it cannot now, as where its view is old
 	})
 	if resp.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(resp.Body)
@@ -156,20 +156,23 @@ func decodeEcho(m *Mesh, resp *http.Response) app.Echo {
 }
 
 // Get makes a program's request with the session's cookies: it is told 401, and never sent to sign in. It is made again where a connection
-// was lost, or the disk took longer for the decision's record than the node waits for it.
+// was lost, or this machine was too slow for it.
 func (s *Session) Get(r *Region, host, path string) (resp *http.Response) {
 	s.mesh.t.Helper()
 	var err error
 	await(unhurried, func() bool {
 		resp, err = s.Try(r, host, path)
-		return !lost(err) && (err != nil || code(resp) != "not_recorded")
+		return !lost(err) && (err != nil || !late(resp))
 	})
 	s.mesh.must("request "+r.URL(host, path), err)
 	return resp
 }
 
-// code is which answer of its own the node has given; empty: none.
-func code(resp *http.Response) string { return resp.Header.Get("X-Iapmesh-Response") }
+// late reports whether the node has given up on what it bounds by seconds: the disk, which keeps the decision's record, or the application,
+// which always runs.
+func late(resp *http.Response) bool {
+	return slices.Contains([]string{"not_recorded", "upstream_unreachable", "upstream_timeout"}, resp.Header.Get("X-Iapmesh-Response"))
+}
 
 // Poll is Get while what the answer stands on is about to change: it returns 0 where the mesh has cut off what it had begun to answer.
 func (s *Session) Poll(r *Region, host, path string) (status int) {
@@ -281,7 +284,7 @@ func (r *Region) Stream(s *Session) <-chan struct{} {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	r.mesh.t.Cleanup(cancel)
-	late := time.AfterFunc(Patience, cancel) // until the first event alone
+	overdue := time.AfterFunc(Patience, cancel) // until the first event alone
 	var resp *http.Response
 	await(unhurried, func() bool {
 		var err error
@@ -290,18 +293,17 @@ func (r *Region) Stream(s *Session) <-chan struct{} {
 			return false
 		}
 		r.mesh.must("open the event stream", err)
-		if code(resp) == "" {
-			return true
+		if late(resp) {
+			resp.Body.Close()
 		}
-		resp.Body.Close()
-		return code(resp) != "not_recorded"
+		return !late(resp)
 	})
 	if resp.StatusCode != http.StatusOK || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
 		r.mesh.t.Fatalf("%s: event stream: %s", r.Name, resp.Status)
 	}
 	_, err := io.ReadFull(resp.Body, make([]byte, 1))
 	r.mesh.must("read the first event", err)
-	if !late.Stop() {
+	if !overdue.Stop() {
 		r.mesh.t.Fatalf("%s: event stream: no event within %s", r.Name, Patience)
 	}
 	go func() {
