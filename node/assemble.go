@@ -154,11 +154,11 @@ func (a *assembly) report(context.Context) error {
 		link: a.link, source: a.source, freshness: a.freshness, measure: a.config.HasRole(keyring.RoleControl), describe: a.describe,
 		logger: a.logger, dataDir: a.config.DataDir, now: a.env.Now,
 	}
-	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now}
+	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now, told: make(chan struct{}, 1)}
 	rebinder := &rebinder{key: a.id.nodeKey(), nodeID: a.id.public.NodeID, link: a.link, source: a.source, logger: a.logger}
 	a.standing = &standing{
 		nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: a.trustedSince(reporter), record: a.trail.Record, handIn: a.handIn,
-		file: filepath.Join(a.config.DataDir, standingFile), logger: a.logger, settled: make(chan struct{}),
+		lapsed: renewer.hearLapsed, file: filepath.Join(a.config.DataDir, standingFile), logger: a.logger, settled: make(chan struct{}),
 	}
 	if err := a.standing.recall(); err != nil {
 		return err

@@ -28,6 +28,15 @@ type renewer struct {
 	logger *slog.Logger
 	nodeID string
 	now    func() time.Time
+	told   chan struct{} // room for one: a control node has said that this node has lapsed
+}
+
+// hearLapsed takes that this node has lapsed: its own view may not say so, and nobody whom it could follow speaks to it until it has renewed.
+func (r *renewer) hearLapsed() {
+	select {
+	case r.told <- struct{}{}:
+	default:
+	}
 }
 
 // renewRetry is how long a renewal that was not answered waits; the record is trusted meanwhile, expired or not.
@@ -41,8 +50,10 @@ const confirmRetry = 5 * time.Second
 
 // Run works until ctx ends. What is refused, it asks for again: a quarantined node may be released, and one that is turned away for
 // good hears that elsewhere.
-func (r *renewer) Run(ctx context.Context) error {
-	notBefore := r.confirm(ctx)
+func (r *renewer) Run(ctx context.Context) error { return r.keep(ctx, r.confirm(ctx)) }
+
+// keep renews whenever it is time to, and not before a moment.
+func (r *renewer) keep(ctx context.Context, notBefore time.Time) error {
 	due, quiet := r.now().Add(r.due()), time.Time{}
 	var hurry time.Time // when to renew because the authority has retired; zero: it has not
 	for {
@@ -69,6 +80,10 @@ func (r *renewer) Run(ctx context.Context) error {
 			return nil
 		case <-changed:
 			timer.Stop()
+			continue
+		case <-r.told:
+			timer.Stop()
+			due = r.now()
 			continue
 		case <-timer.C:
 		}

@@ -1,18 +1,24 @@
 package node
 
 import (
+	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
+	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/iapmesh/iapmesh/cluster/peer"
 	"github.com/iapmesh/iapmesh/internal/revision"
 	"github.com/iapmesh/iapmesh/keyring"
 	"github.com/iapmesh/iapmesh/keyring/seal"
+	"github.com/iapmesh/iapmesh/node/state"
 )
 
 // enrolled is a node's identity under an authority, on a disk of its own.
@@ -116,6 +122,36 @@ func TestACertificateIsRenewedAtTwoThirdsOfItsLifeGiveOrTake(t *testing.T) {
 	if due := r.due(); due != 0 {
 		t.Errorf("one that has expired is due in %v", due)
 	}
+}
+
+// Its view is of before it lapsed, and whom it could follow speaks to no lapsed node: only by asking does it learn what to do.
+func TestANodeThatHearsThatItHasLapsedRenews(t *testing.T) {
+	t.Parallel()
+	e := enrol(t)
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		began, logger := time.Now(), slog.New(slog.NewTextHandler(&log, nil))
+		nobody := func() (id, address string) { return "", "" }
+		r := &renewer{
+			id: e.identity, cert: e.own, source: new(state.Source), logger: logger, told: make(chan struct{}, 1),
+			link: &link{source: new(state.Source), hint: nobody, logger: logger}, now: func() time.Time { return e.now.Add(time.Since(began)) },
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.keep(ctx, time.Time{}) }()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if log.Len() > 0 {
+			t.Errorf("it renews long before it is time: %s", &log)
+		}
+		check(t, (&standing{lapsed: r.hearLapsed}).hear(ctx, state.Standing{State: keyring.NodeLapsed}))
+		time.Sleep(2 * time.Minute)
+		cancel()
+		check(t, <-ended)
+		if !strings.Contains(log.String(), "certificate not renewed") { // nobody answers here
+			t.Error("it has not tried to renew")
+		}
+	})
 }
 
 func TestWhatANodePresentsFollowsTheMeshsAuthorities(t *testing.T) {
