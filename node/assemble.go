@@ -155,10 +155,11 @@ func (a *assembly) report(context.Context) error {
 		logger: a.logger, dataDir: a.config.DataDir, now: a.env.Now,
 	}
 	renewer := &renewer{id: a.id, cert: a.cert, link: a.link, source: a.source, logger: a.logger, nodeID: a.id.public.NodeID, now: a.env.Now, told: make(chan struct{}, 1)}
+	reporter.lapsed = renewer.hearLapsed
 	rebinder := &rebinder{key: a.id.nodeKey(), nodeID: a.id.public.NodeID, link: a.link, source: a.source, logger: a.logger}
 	a.standing = &standing{
 		nodeID: a.id.public.NodeID, source: a.source, ask: a.askStanding, heard: a.trustedSince(reporter), record: a.trail.Record, handIn: a.handIn,
-		lapsed: renewer.hearLapsed, file: filepath.Join(a.config.DataDir, standingFile), logger: a.logger, settled: make(chan struct{}),
+		file: filepath.Join(a.config.DataDir, standingFile), logger: a.logger, settled: make(chan struct{}),
 	}
 	if err := a.standing.recall(); err != nil {
 		return err

@@ -103,7 +103,7 @@ func (i *introductions) addressesToAsk(v *state.View) []string {
 	for _, n := range v.Keyring.ControlNodes() {
 		out = append(out, n.Addresses.Mesh)
 	}
-	for _, n := range i.id.public.ControlNodes {
+	for _, n := range i.id.controlNodes() {
 		out = append(out, n.Address)
 	}
 	slices.Sort(out)

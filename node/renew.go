@@ -28,10 +28,10 @@ type renewer struct {
 	logger *slog.Logger
 	nodeID string
 	now    func() time.Time
-	told   chan struct{} // room for one: a control node has said that this node has lapsed
+	told   chan struct{} // room for one: the leader has said that this node has lapsed
 }
 
-// hearLapsed takes that this node has lapsed: its own view may not say so, and nobody whom it could follow speaks to it until it has renewed.
+// hearLapsed takes that this node has lapsed: its own view may not say so, and nobody lets it follow until it has renewed.
 func (r *renewer) hearLapsed() {
 	select {
 	case r.told <- struct{}{}:

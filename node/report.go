@@ -29,6 +29,7 @@ type reporter struct {
 	logger    *slog.Logger
 	dataDir   string
 	now       func() time.Time
+	lapsed    func() // takes that the leader calls this node lapsed
 
 	answered atomic.Pointer[time.Time] // when the leader last answered; nil: never
 }
@@ -89,6 +90,9 @@ func (r *reporter) stream(ctx context.Context, c iapmeshv1.MeshServiceClient, o 
 		}
 		at := time.Now()
 		r.answered.Store(&at)
+		if resp.GetLapsed() {
+			r.lapsed()
+		}
 		if pong := resp.GetPong(); r.measure && !pong.GetStale() {
 			r.freshness.Answered(asked, state.RevisionOf(pong.GetRevision()), time.Duration(pong.GetAgeMs())*time.Millisecond)
 		}

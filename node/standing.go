@@ -69,7 +69,6 @@ type standing struct {
 	last   func(context.Context)                         // before it ends on others' word: its view may know what they do not; nil: nothing
 	record func(context.Context, *audit.Record) error
 	handIn func(context.Context) error // the trail, to an aggregator
-	lapsed func()                      // takes that this node has lapsed
 	file   string                      // where the word is kept
 	logger *slog.Logger
 
@@ -226,9 +225,6 @@ func (s *standing) await(ctx context.Context) error {
 
 // hear takes what a control node says, and returns why the node has to end.
 func (s *standing) hear(ctx context.Context, st state.Standing) error {
-	if st.State == keyring.NodeLapsed {
-		s.lapsed()
-	}
 	if !st.PutOut() {
 		return nil
 	}

@@ -131,14 +131,22 @@ func (m *MeshServer) present(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	v, err := m.Controller.view()
-	if err != nil {
+	if _, err := m.Controller.view(); err != nil {
 		return "", err
 	}
-	if n := v.Keyring.Nodes[node]; n != nil && n.State == keyring.NodeLapsed {
+	if m.lapsed(node) {
 		return "", fault.New(fault.Denied, "node %s has lapsed: it renews its certificate first", node)
 	}
 	return node, nil
+}
+
+func (m *MeshServer) lapsed(node string) bool {
+	v := m.Controller.Source.Load()
+	if v == nil {
+		return false
+	}
+	n := v.Keyring.Nodes[node]
+	return n != nil && n.State == keyring.NodeLapsed
 }
 
 // Follow implements MeshService.
@@ -185,7 +193,7 @@ func (m *MeshServer) Report(stream grpc.BidiStreamingServer[iapmeshv1.ReportRequ
 		pong := &iapmeshv1.Pong{
 			Nonce: req.Nonce, Revision: state.RevisionProto(m.Controller.Source.Revision()), LeaderId: m.Controller.NodeID, Stale: err != nil,
 		}
-		if err := stream.Send(&iapmeshv1.ReportResponse{Pong: pong}); err != nil {
+		if err := stream.Send(&iapmeshv1.ReportResponse{Pong: pong, Lapsed: m.lapsed(node)}); err != nil {
 			return err
 		}
 	}

@@ -299,8 +299,20 @@ func TestNodesComeBackWithinAQuota(t *testing.T) {
 	wantKind(t, "a lapsed node announces", err, fault.Denied, "has lapsed")
 	_, err = w.server(as(stack[0]), nil).EndSession(t.Context(), &iapmeshv1.EndSessionRequest{SessionId: "4f1c0000"})
 	wantKind(t, "a lapsed node ends a session", err, fault.Denied, "has lapsed")
+	// Its report is heard, and the answer tells it so: its own view may not.
+	told := func(j *joiner) bool {
+		s := &reports{ctx: t.Context(), in: []*iapmeshv1.ReportRequest{{Report: &iapmeshv1.NodeReport{}}}}
+		must(t, w.server(as(j), nil).Report(s))
+		return s.out[0].Lapsed
+	}
+	if !told(stack[0]) {
+		t.Error("a lapsed node that reports is not told that it has lapsed")
+	}
 	for _, j := range stack[:control.RecoveriesPerHour] {
 		must(t, renew(j))
+	}
+	if told(stack[0]) {
+		t.Error("a node that is back is told that it has lapsed")
 	}
 	must(t, renew(stack[0])) // it is back: that is no recovery
 	err = renew(stack[control.RecoveriesPerHour])

@@ -1443,6 +1443,7 @@ func (x *FailingRotation) GetSince() *timestamppb.Timestamp {
 type ReportResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pong          *Pong                  `protobuf:"bytes,1,opt,name=pong,proto3" json:"pong,omitempty"`
+	Lapsed        bool                   `protobuf:"varint,2,opt,name=lapsed,proto3" json:"lapsed,omitempty"` // the node that reports has lapsed: it renews its certificate before anybody lets it follow
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1482,6 +1483,13 @@ func (x *ReportResponse) GetPong() *Pong {
 		return x.Pong
 	}
 	return nil
+}
+
+func (x *ReportResponse) GetLapsed() bool {
+	if x != nil {
+		return x.Lapsed
+	}
+	return false
 }
 
 type RenewRequest struct {
@@ -2347,9 +2355,10 @@ const file_iapmesh_v1_mesh_proto_rawDesc = "" +
 	"\x0fFailingRotation\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"6\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"N\n" +
 	"\x0eReportResponse\x12$\n" +
-	"\x04pong\x18\x01 \x01(\v2\x10.iapmesh.v1.PongR\x04pong\" \n" +
+	"\x04pong\x18\x01 \x01(\v2\x10.iapmesh.v1.PongR\x04pong\x12\x16\n" +
+	"\x06lapsed\x18\x02 \x01(\bR\x06lapsed\" \n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"I\n" +
 	"\rRenewResponse\x12 \n" +
